@@ -1,0 +1,1 @@
+"""What surrounds the product: set-up, sandbox, demo, proofs. Not installed with it."""

@@ -1,0 +1,128 @@
+"""The command line: parse, have the settings read in a child, run."""
+
+import argparse
+import logging
+import os
+import sys
+from collections.abc import Sequence
+
+from supervisor import __version__, lock, log, report
+from supervisor.clock import Clock
+from supervisor.console import Console
+from supervisor.loop import Supervisor
+from supervisor.plan import JobPlan, Plan, from_message
+from supervisor.verdict import judge
+from supervisor.wait import call
+
+EX_TEMPFAIL = 75
+EX_CONFIG = 78
+
+# Reading the settings imports the job, to ask it for its own: what that needs, not more.
+_SETTINGS_JOB = JobPlan(
+    name="settings",
+    target="supervisor.settings:load",
+    rss_ceiling_bytes=1_000_000_000,
+    cycle_timeout_s=120.0,
+    grace_s=2.0,
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; return its exit code."""
+    arguments = _parser().parse_args(argv)
+    try:
+        plan = load_plan(arguments.env_file)
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
+    log.set_up(log.resolve_format(plan.log_format), plan.log_level)
+    try:
+        lock_fd = lock.take(plan.state_dir)
+    except lock.HeldError as error:
+        print(f"redcap-sync: {error}", file=sys.stderr)
+        return EX_TEMPFAIL
+    except OSError as error:
+        print(
+            _faults([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]), file=sys.stderr
+        )
+        return EX_CONFIG
+    try:
+        return _run(plan, once=arguments.command == "once", full=getattr(arguments, "full", False))
+    finally:
+        os.close(lock_fd)
+
+
+class ConfigError(Exception):
+    """The configuration is invalid; the text lists every fault by variable."""
+
+
+def load_plan(env_file: str | None) -> Plan:
+    """Have the settings read and checked in a child. Raises ConfigError."""
+    run = call(_SETTINGS_JOB, {"env_file": env_file}, Clock())
+    outcome, error = judge(run.evidence)
+    if outcome != "ok" or run.evidence.result is None:
+        seen = error or {"type": outcome, "message": "", "traceback": ""}
+        raise ConfigError(
+            f"redcap-sync: the settings could not be read: {seen['type']}: {seen['message']}\n{seen['traceback']}"
+        )
+    answer = run.evidence.result["summary"]
+    if "faults" in answer:
+        raise ConfigError(_faults([(fault["variable"], fault["message"]) for fault in answer["faults"]]))
+    return from_message(answer["plan"])
+
+
+def _faults(faults: list[tuple[str, str]]) -> str:
+    lines = [f"  {variable}: {message}" for variable, message in faults]
+    return "\n".join(["redcap-sync: the configuration is invalid:", *lines])
+
+
+def _run(plan: Plan, *, once: bool, full: bool) -> int:
+    console = Console(sys.stderr)
+    journal = report.Journal(plan.state_dir)
+
+    def on_report(made: report.Report) -> None:
+        console.clear()
+        report.log_line(made)
+        try:
+            journal.write(made)
+        except OSError as error:
+            log.say("journal", logging.ERROR, f"the journal can't be written: {error}", error=str(error))
+
+    try:
+        supervisor = Supervisor(plan, once=once, full=full, on_report=on_report, on_progress=console.progress)
+        if not once:
+            jobs = ", ".join(f"{job.name} every {job.interval_s:g} s" for job in plan.jobs)
+            log.say("started", text=f"started: {jobs}", pid=os.getpid(), version=__version__)
+        code = supervisor.run()
+        if not once:
+            log.say("stopped", text="stopped", exit_code=code)
+        return code
+    finally:
+        console.clear()
+        journal.close()
+
+
+def _parser() -> argparse.ArgumentParser:
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--env-file",
+        metavar="FILE",
+        default=argparse.SUPPRESS,
+        help="read settings from FILE where the environment has none",
+    )
+    parser = argparse.ArgumentParser(
+        prog="redcap-sync",
+        description="Sync REDCap into a database, each cycle in a fresh process.",
+        parents=[common],
+    )
+    parser.set_defaults(env_file=None)
+    parser.add_argument("--version", action="version", version=f"redcap-sync {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    run_help = "the service, in the foreground, until SIGTERM or SIGINT"
+    commands.add_parser("run", parents=[common], help=run_help, description=run_help)
+    once_help = "one supervised cycle of every job"
+    once = commands.add_parser("once", parents=[common], help=once_help, description=once_help)
+    once.add_argument("--full", action="store_true", help="ask the job for a full cycle")
+    for command in commands.choices.values():
+        command.add_argument("--version", action="version", version=f"redcap-sync {__version__}")
+    return parser

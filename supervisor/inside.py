@@ -1,0 +1,243 @@
+"""The child's side: its first steps, before any code of the job, then its cycles.
+
+`main` is all that the child ever runs of the supervisor, and it never returns.
+"""
+
+import faulthandler
+import importlib
+import inspect
+import os
+import resource
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NoReturn
+
+from supervisor import failure, messages, prctl, tree
+from supervisor.cycle import Cycle
+
+# RLIMIT_DATA counts private writable mappings whether they are touched or not, and every
+# thread maps 8 MB of stack: so the backstop stands well above the ceiling.
+BACKSTOP_MARGIN_BYTES = 256 * 1024 * 1024
+
+_LAST_WORDS_SIGNAL = signal.SIGUSR2
+
+
+@dataclass(frozen=True, slots=True)
+class Spec:
+    """What a worker must know before its first cycle."""
+
+    name: str
+    target: str
+    rss_ceiling_bytes: int
+    state_dir: str
+    parent_pid: int
+    start_method: str
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+
+
+# As long as a result can be without its summary.
+_EMPTY_RESULT = {"kind": "result", "ok": True, "saw_stopping": False, "peak_rss_bytes": 1 << 53}
+
+
+class SummaryError(Exception):
+    """The job returned something that is no summary."""
+
+
+class JobError(Exception):
+    """The job can't be found, or can't be called."""
+
+
+def main(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> NoReturn:
+    """Be a worker until the supervisor closes the channel."""
+    try:
+        _first_steps(channel, output_fd, words_fd, spec)
+        messages.send(channel, {"kind": "started", "pid": os.getpid()})
+        while (message := messages.receive(channel)) is not None:
+            if message["kind"] == "cycle":
+                messages.send(channel, _run(message, channel, spec))
+        code = 0
+    except BaseException as error:
+        # What a job raises is caught in `_run`, so this is a defect of ours or of the system.
+        seen = failure.describe(error)
+        os.write(2, f"{seen['type']}: {seen['message']}\n{seen['traceback']}\n".encode())
+        code = 70
+    _leave(code)
+
+
+def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> None:
+    os.setsid()  # Ctrl-C of the terminal is the supervisor's affair
+    _default_signals()
+    _die_with(spec.parent_pid, spec.start_method)
+    os.dup2(output_fd, 1)
+    os.dup2(output_fd, 2)
+    if spec.start_method == "fork":
+        _close_all_but({0, 1, 2, channel.fileno(), words_fd})
+    # /proc/self belongs to root as soon as the process is not dumpable: these two come first.
+    _prefer_as_oom_victim()
+    faulthandler.enable(file=words_fd, all_threads=True)
+    faulthandler.register(_LAST_WORDS_SIGNAL, file=words_fd, all_threads=True)
+    _limit_memory(spec.rss_ceiling_bytes)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    prctl.forbid_dumps()  # a piped core_pattern does not ask RLIMIT_CORE (core(5))
+    # What the job starts stays below the worker even when its own parent ends.
+    prctl.adopt_orphans()
+    os.umask(0o077)
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
+        os.environ.pop(name, None)  # else any library may speak to systemd for the service
+    os.environ.update(spec.env)
+    signal.pthread_sigmask(signal.SIG_SETMASK, ())
+
+
+def _default_signals() -> None:
+    # The supervisor's wake-up descriptor is shared by the fork: a signal to this process would
+    # write into it, and the supervisor would take it for its own.
+    signal.set_wakeup_fd(-1)
+    for number in (
+        signal.SIGTERM,
+        signal.SIGHUP,
+        signal.SIGUSR1,
+        signal.SIGUSR2,
+        signal.SIGCHLD,
+        signal.SIGQUIT,
+    ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def _die_with(parent_pid: int, start_method: str) -> None:
+    prctl.die_with_parent(signal.SIGKILL)
+    # It may have died between the fork and the line above. With forkserver the parent is the
+    # fork server, which ends when the supervisor does.
+    if start_method != "forkserver" and os.getppid() != parent_pid:
+        os._exit(70)
+
+
+def _close_all_but(keep: set[int]) -> None:
+    """Close what the fork brought along: siblings' channels, the lock, the journal."""
+    first = 0
+    for fd in sorted(keep):
+        if first < fd:  # closerange(0, 0) closes all there is, as close_range(2) takes -1 for "the last"
+            os.closerange(first, fd)
+        first = fd + 1
+    os.closerange(first, max(map(int, os.listdir("/proc/self/fd"))) + 1)
+
+
+def _prefer_as_oom_victim() -> None:
+    # Raising one's own score needs no privilege (proc(5)); a kernel that kills must not
+    # choose the supervisor.
+    with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as score:
+        current = int(score.read())
+        score.seek(0)
+        score.write(str(min(1000, current + 500)))
+
+
+def _limit_memory(ceiling_bytes: int) -> None:
+    soft = tree.vm_bytes("VmData") + ceiling_bytes + ceiling_bytes // 4 + BACKSTOP_MARGIN_BYTES
+    _, hard = resource.getrlimit(resource.RLIMIT_DATA)
+    if hard != resource.RLIM_INFINITY:
+        soft = min(soft, hard)
+    resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
+
+
+def _run(message: messages.Message, channel: socket.socket, spec: Spec) -> messages.Message:
+    """Run one cycle and return the message that tells how it ended."""
+    cycle = Cycle(
+        name=spec.name,
+        number=message["number"],
+        id=message["id"],
+        deadline_s=message["deadline_s"],
+        ceiling_bytes=spec.rss_ceiling_bytes,
+        state_dir=spec.state_dir,
+        full=message["full"],
+        _channel=channel,
+    )
+    result: messages.Message = {"kind": "result"}
+    try:
+        if message.get("arguments") is None:
+            summary = _call(_find(spec.target), cycle)
+        else:
+            summary = _find(spec.target)(**message["arguments"])
+        result |= {"ok": True, "summary": _checked(summary)}
+    except BaseException as error:
+        result |= {"ok": False, "error": failure.describe(error)}
+    result |= {
+        "saw_stopping": cycle.saw_stopping,
+        "peak_rss_bytes": tree.vm_bytes("VmHWM"),
+    }
+    return result
+
+
+def _find(target: str) -> Callable[..., Any]:
+    """Import the job. Here and nowhere else: an upgrade takes effect at the next fresh worker."""
+    module_name, _, attribute = target.partition(":")
+    if "" not in sys.path and os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())  # a console script does not look where it was started
+    found: Any = importlib.import_module(module_name)
+    for part in attribute.split("."):
+        try:
+            found = getattr(found, part)
+        except AttributeError:
+            raise JobError(
+                f"SUPERVISOR_JOB is {target!r}, but {module_name!r} has no {attribute!r}: "
+                "name a callable of that module"
+            ) from None
+    if not callable(found):
+        raise JobError(f"SUPERVISOR_JOB is {target!r}, which is no callable: name a function")
+    return found  # type: ignore[no-any-return]
+
+
+def _call(job: Callable[..., Any], cycle: Cycle) -> Any:
+    """Call a job with its cycle, or with nothing where it takes no argument."""
+    try:
+        signature = inspect.signature(job)
+    except ValueError:  # a callable of C code that does not tell
+        return job()
+    try:
+        signature.bind(cycle)
+    except TypeError:
+        return job()
+    required = [p for p in signature.parameters.values() if p.default is p.empty]
+    takes_any = any(p.name == "cycle" for p in signature.parameters.values())
+    return job(cycle) if required or takes_any else job()
+
+
+def _checked(summary: object) -> dict[str, Any]:
+    if summary is None:
+        return {}
+    if not isinstance(summary, dict):
+        raise SummaryError(f"the job returned a {type(summary).__name__}; a summary is a dict or None")
+    try:
+        messages.encode({**_EMPTY_RESULT, "summary": summary})
+    except messages.ProtocolError as problem:
+        raise SummaryError(f"the job's summary can't be sent: {problem}; return a smaller one") from None
+    return summary
+
+
+def _leave(code: int) -> NoReturn:
+    """End without running what the fork inherited, and with what the job printed written out."""
+    _end_descendants()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except (OSError, ValueError):
+            pass  # closed by the job, or nobody reads any more: there is no one to tell
+    os._exit(code)
+
+
+def _end_descendants() -> None:
+    """End what the job left behind; a worker is the subreaper of all of it."""
+    limit_s = time.monotonic() + 5
+    while (left := tree.descendants(os.getpid())) and time.monotonic() < limit_s:
+        for pid in left:
+            try:
+                os.kill(pid, signal.SIGKILL)
+            except ProcessLookupError:
+                pass
+        try:
+            os.waitpid(-1, 0)
+        except ChildProcessError:
+            return

@@ -1,0 +1,50 @@
+"""Log lines: JSON for machines, aligned text for a terminal; on standard error."""
+
+import json
+import logging
+import os
+import sys
+from typing import Any
+
+from supervisor.clock import Clock, rfc3339
+
+logger = logging.getLogger("supervisor")
+
+
+def set_up(log_format: str, level: str) -> None:
+    """Send the supervisor's lines to standard error in `json` or `text`."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Text() if log_format == "text" else _Json())
+    logger.handlers[:] = [handler]
+    logger.setLevel(level)
+    logger.propagate = False
+
+
+def resolve_format(log_format: str) -> str:
+    """Return `text` or `json` for `auto`, by whether standard error is a terminal."""
+    if log_format != "auto":
+        return log_format
+    return "text" if os.isatty(2) else "json"
+
+
+def say(event: str, level: int = logging.INFO, text: str = "", **fields: Any) -> None:
+    """Log one event; `text` is its line on a terminal, `fields` its keys in JSON."""
+    if logger.isEnabledFor(level):
+        logger.log(level, text or event, extra={"event": event, "fields": fields})
+
+
+class _Json(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        line = {"time": rfc3339(Clock().wall()), "level": record.levelname}
+        line["event"] = getattr(record, "event", record.name)
+        fields = getattr(record, "fields", {})
+        if not fields:  # where there are fields they say all that the text says
+            line["message"] = record.getMessage()
+        return json.dumps({**line, **fields}, separators=(",", ":"), default=str)
+
+
+class _Text(logging.Formatter):
+    def format(self, record: logging.LogRecord) -> str:
+        time = Clock().wall().astimezone().strftime("%H:%M:%S")
+        mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
+        return f"{time}  {mark}{record.getMessage()}"

@@ -1,0 +1,43 @@
+"""When to look at a worker's memory again.
+
+Pure: no clock, no process, no logging.
+"""
+
+# A process that writes new pages at full speed grows by some 2 to 4 GB/s on current machines
+# (ops/bench/ceiling measures it): with less than that in mind a look comes too late.
+GROWTH_MAX_BYTES_PER_S = 4_000_000_000
+LOOK_MIN_S = 0.001  # a look at one process costs some 15 us, so this is at most 2 % of a core
+LOOK_MAX_S = 0.5
+LOOK_IDLE_S = 10.0  # a worker that is kept between cycles
+
+LAST_WORDS_SHARE = 0.9
+
+
+def next_look_s(rss_bytes: int, ceiling_bytes: int) -> float:
+    """Return the seconds until a tree of `rss_bytes` must be looked at again.
+
+    The headroom, at the fastest growth there is: a tree far below its ceiling is looked at
+    twice a second, one that is close to it a thousand times.
+    """
+    headroom_bytes = max(0, ceiling_bytes - rss_bytes)
+    return min(LOOK_MAX_S, max(LOOK_MIN_S, headroom_bytes / GROWTH_MAX_BYTES_PER_S))
+
+
+def recycle_reason(
+    *,
+    outcome: str,
+    cycles_served: int,
+    cycles_per_worker: int,
+    rss_bytes: int,
+    recycle_rss_bytes: int,
+) -> str | None:
+    """Return why a worker is not kept after a cycle; None when it is kept."""
+    if outcome != "ok":
+        return "failure"
+    if cycles_per_worker == 1:
+        return "fresh"
+    if cycles_per_worker and cycles_served >= cycles_per_worker:
+        return "count"
+    if rss_bytes > recycle_rss_bytes:
+        return "rss"
+    return None

@@ -1,0 +1,68 @@
+"""What a dead worker left behind: adopted by the supervisor, ended by it, reaped by it."""
+
+import logging
+import os
+import select
+import signal
+
+from supervisor import log, prctl, tree
+
+PATIENCE_S = 1.0
+
+
+class Orphans:
+    """Ends every child of the supervisor that is no worker.
+
+    A worker is the subreaper of its own tree, so a process comes to the supervisor only when
+    its worker is dead: it has outlived its cycle. Children that were there before, as those
+    of a shell that then became this program by exec, are none of our business.
+    """
+
+    def __init__(self) -> None:
+        prctl.adopt_orphans()
+        self._strangers = set(tree.children(os.getpid()))
+
+    def end(self, workers: set[int]) -> int:
+        """Kill and reap what is neither a worker nor a stranger; return how many there were."""
+        ended = 0
+        while left := [pid for pid in tree.children(os.getpid()) if pid not in workers]:
+            new = [pid for pid in left if pid not in self._strangers]
+            for pid in left:
+                if pid not in new:
+                    _reap(pid)
+            if not new:
+                break
+            for pid in new:
+                if not _reap(pid):
+                    ended += 1
+                    self._end(pid)
+        if ended:
+            log.say(
+                "orphans",
+                logging.WARNING,
+                f"{ended} processes outlived their worker and were ended",
+                processes=ended,
+            )
+        return ended
+
+    def _end(self, pid: int) -> None:
+        pidfd = os.pidfd_open(pid)
+        try:
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            poller = select.poll()
+            poller.register(pidfd, select.POLLIN)
+            if not poller.poll(PATIENCE_S * 1000):
+                # In uninterruptible sleep: it ends when its disk answers. From here on a stranger.
+                self._strangers.add(pid)
+                log.say("unkillable", logging.ERROR, f"process {pid} does not end on SIGKILL", pid=pid)
+        finally:
+            os.close(pidfd)
+        _reap(pid)
+
+
+def _reap(pid: int) -> bool:
+    """Return whether the process had ended; if so it is gone now."""
+    try:
+        return os.waitpid(pid, os.WNOHANG)[0] == pid
+    except ChildProcessError:
+        return True

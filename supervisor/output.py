@@ -1,0 +1,58 @@
+"""What a worker prints, as lines in the log: bounded in length and number, never in its way."""
+
+from supervisor import log
+
+LINE_MAX_BYTES = 2_000
+LINES_MAX_PER_CYCLE = 1_000
+
+
+class Lines:
+    """Cuts one job's output into lines and logs them with the job's and the cycle's name."""
+
+    def __init__(self, job: str) -> None:
+        self._job = job
+        self._cycle = 0
+        self._rest = b""
+        self._logged = 0
+        self._dropped = 0
+
+    def begin(self, cycle: int) -> None:
+        """Say that what comes now belongs to that cycle."""
+        self._cycle, self._logged = cycle, 0
+
+    def feed(self, chunk: bytes) -> None:
+        """Take what was read; an empty chunk is the end."""
+        *lines, self._rest = (self._rest + chunk).split(b"\n")
+        for line in lines:
+            self._log(line)
+        if len(self._rest) > LINE_MAX_BYTES or not chunk:
+            rest, self._rest = self._rest, b""
+            if rest:
+                self._log(rest)
+
+    def end(self) -> None:
+        """Say that the worker is gone."""
+        self.feed(b"")
+        if self._dropped:
+            log.say(
+                "output_dropped",
+                text=f"{self._job} #{self._cycle} printed {self._dropped:,} more lines, not shown",
+                job=self._job,
+                cycle=self._cycle,
+                lines=self._dropped,
+            )
+            self._dropped = 0
+
+    def _log(self, line: bytes) -> None:
+        if self._logged >= LINES_MAX_PER_CYCLE:
+            self._dropped += 1
+            return
+        self._logged += 1
+        text = line[:LINE_MAX_BYTES].decode("utf-8", "replace").rstrip("\r")
+        log.say(
+            "output",
+            text=f"{self._job} #{self._cycle} | {text}",
+            job=self._job,
+            cycle=self._cycle,
+            line=text,
+        )

@@ -1,0 +1,43 @@
+"""What the supervisor keeps of its settings: plain frozen values, nothing to import.
+
+The settings are read and checked in a child (`settings.py`), which sends them here as JSON.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class JobPlan:
+    """One job: what to run, how often, and within which bounds."""
+
+    name: str
+    target: str  # "module:callable"
+    interval_s: float = 1800.0
+    rss_ceiling_bytes: int = 512_000_000
+    recycle_rss_bytes: int = 256_000_000
+    cycles_per_worker: int = 1  # 0: no count limit
+    cycle_timeout_s: float = 1200.0
+    grace_s: float = 15.0
+    start_method: str = "fork"
+    max_failures: int = 0  # 0: never give up
+    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """All that the loop needs to know."""
+
+    jobs: tuple[JobPlan, ...]
+    state_dir: str
+    max_workers: int = 1
+    log_format: str = "json"
+    log_level: str = "INFO"
+
+
+def from_message(message: Mapping[str, Any]) -> Plan:
+    """Make the plan of the dict that `settings.load` sent."""
+    fields = dict(message)
+    fields["jobs"] = tuple(JobPlan(**job) for job in message["jobs"])
+    return Plan(**fields)

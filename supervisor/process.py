@@ -1,0 +1,404 @@
+"""One worker: its process, its channel, its tree; from the fork to the reaping.
+
+A Worker makes the system calls; what to do in which state is decided in `life`, how a cycle
+ended in `verdict`, when to look at its memory again in `memory`. It blocks nowhere: the owner
+waits on its descriptors and on its deadline, and calls `on_ready` and `on_time`.
+"""
+
+import os
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import multiprocess
+from multiprocess import reduction
+
+from supervisor import inside, life, memory, messages, tree
+from supervisor.clock import Clock
+from supervisor.life import Event, State
+from supervisor.plan import JobPlan
+from supervisor.run import Run, is_result
+from supervisor.verdict import Cause, judge, of_the_job
+
+LAST_WORDS_MAX_BYTES = 16_384
+# Of two signals that wait, the kernel lets the fatal one win before the other's handler has run:
+# so the worker is asked for its traceback this long before it gets SIGTERM.
+LAST_WORDS_AHEAD_S = 0.1
+KILL_PATIENCE_S = 1.0  # a killed process in uninterruptible sleep stays: say so, try again
+
+
+class Descriptor:
+    """A descriptor that crosses to the child, however the child is started."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
+        return _arrived, (reduction.DupFd(self.fd),)
+
+
+def _arrived(sent: Any) -> Descriptor:
+    return Descriptor(sent.detach())
+
+
+def _main(channel: Any, output: Descriptor, words: Descriptor, spec: inside.Spec) -> None:
+    inside.main(channel, output.fd, words.fd, spec)
+
+
+class Worker:
+    """A live worker process of one job. Raises OSError when it can't be started."""
+
+    def __init__(
+        self,
+        job: JobPlan,
+        state_dir: str,
+        clock: Clock,
+        *,
+        on_output: Callable[[bytes], None],
+        on_progress: Callable[[messages.Message], None] = lambda said: None,
+    ) -> None:
+        self.job = job
+        self.state = State.IDLE
+        self.run: Run | None = None
+        self.ended: list[Run] = []  # cycles that are over; the owner takes them
+        self.cycles_served = 0
+        self.rss_bytes = 0
+        self._clock = clock
+        self._on_output = on_output
+        self._on_progress = on_progress
+        self._listening = False  # the child has its handler for the last-words signal
+        self._spoke = False  # last words were asked for in this cycle
+        self._drain_s: float | None = None
+        self._patience_s: float | None = None
+        self._look_s = clock.now_s()
+        self._start(state_dir)
+
+    def _start(self, state_dir: str) -> None:
+        self.channel, theirs = messages.pair()
+        output, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.set_blocking(output_theirs, True)
+        self.output_fd = output
+        self._words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
+        spec = inside.Spec(
+            name=self.job.name,
+            target=self.job.target,
+            rss_ceiling_bytes=self.job.rss_ceiling_bytes,
+            state_dir=state_dir,
+            parent_pid=os.getpid(),
+            start_method=self.job.start_method,
+            env=self.job.env,
+        )
+        context = multiprocess.get_context(self.job.start_method)
+        self._process = context.Process(
+            target=_main, args=(theirs, Descriptor(output_theirs), Descriptor(self._words_fd), spec)
+        )
+        # A signal between the fork and the child's own handlers would run ours, in the child.
+        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+        try:
+            self._process.start()
+            self.pid: int = self._process.pid
+            self.pidfd = os.pidfd_open(self.pid)
+        except BaseException:
+            self.channel.close()
+            os.close(output)
+            os.close(self._words_fd)
+            raise
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+            theirs.close()
+            os.close(output_theirs)
+
+    # What the owner waits for.
+
+    def descriptors(self) -> list[int]:
+        """Return the descriptors that are worth waiting for, in the order to serve them."""
+        if self.state is State.GONE:
+            return []
+        fds = [self.channel.fileno()] if self.channel.fileno() >= 0 else []
+        if self.output_fd >= 0:
+            fds.append(self.output_fd)
+        return [*fds, self.pidfd]
+
+    def deadline_s(self) -> float:
+        """Return the time, in seconds of the clock, at which `on_time` has something to do."""
+        limits = [self._look_s]
+        if self.state is State.RUNNING and self.run:
+            limits.append(self.run.deadline_s - (0 if self._spoke else LAST_WORDS_AHEAD_S))
+            if self._drain_s is not None:
+                limits.append(self._drain_s)
+        if self._patience_s is not None:
+            limits.append(self._patience_s)
+        return min(limits)
+
+    # What the owner asks for.
+
+    def assign(self, run: Run) -> None:
+        """Give a worker that is idle its next cycle."""
+        self.run = run
+        self.cycles_served += 1
+        run.worker_pid, run.worker_cycles = self.pid, self.cycles_served
+        self._spoke = False
+        os.ftruncate(self._words_fd, 0)
+        self._happens(Event.ASSIGN)
+
+    def drain(self, grace_s: float) -> None:
+        """Ask the job to finish its batch and return within `grace_s`."""
+        if self._drain_s is None:
+            self._drain_s = self._clock.now_s() + grace_s
+            self._happens(Event.DRAIN)
+
+    def hurry(self) -> None:
+        """End the worker now: SIGTERM first, SIGKILL when that was sent already."""
+        self._note_cause("stopped", "the supervisor was asked to stop at once")
+        self._happens(Event.HURRY)
+
+    def retire(self) -> None:
+        """Let a worker go that was kept."""
+        self._happens(Event.RETIRE)
+
+    # What happens to it.
+
+    def on_ready(self, fd: int) -> None:
+        """Serve one of `descriptors()` that the kernel says is ready."""
+        if fd == self.output_fd:
+            self._read_output()
+        elif fd == self.pidfd:
+            self._read_channel()  # a result may lie there still (it was sent before the end)
+            self._read_output()
+            self._happens(Event.EXITED)
+        else:
+            self._read_channel()
+
+    def on_time(self) -> None:
+        """Look at the memory, and at the limits of time."""
+        now_s = self._clock.now_s()
+        if self.state is not State.GONE and now_s >= self._look_s:
+            self._look(now_s)
+        if self.state is State.RUNNING and self.run:
+            if self._drain_s is not None and now_s >= self._drain_s:
+                self._note_cause(
+                    "stopped", f"the job did not return within the grace of {self.job.grace_s:g} s"
+                )
+                self._happens(Event.TIME_UP)
+            elif now_s >= self.run.deadline_s - LAST_WORDS_AHEAD_S:
+                self._ask_last_words()
+            if now_s >= self.run.deadline_s:
+                self._note_cause(
+                    "timeout",
+                    f"the cycle ran into its limit of {self.job.cycle_timeout_s:g} s: find out what it "
+                    "waited for (traceback), or raise SUPERVISOR_CYCLE_TIMEOUT",
+                )
+                self._happens(Event.TIME_UP)
+        if self._patience_s is not None and now_s >= self._patience_s:
+            if self.state is State.LEAVING and self.run and self.run.evidence.result is None:
+                self._note_cause("silent", "")
+            self._happens(Event.GRACE_UP)
+
+    def _look(self, now_s: float) -> None:
+        self.rss_bytes = tree.tree_rss_bytes(self.pid)
+        ceiling_bytes = self.job.rss_ceiling_bytes
+        self._look_s = now_s + (
+            memory.LOOK_IDLE_S
+            if self.state is State.IDLE
+            else memory.next_look_s(self.rss_bytes, ceiling_bytes)
+        )
+        if self.run:
+            self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, self.rss_bytes)
+        if self.rss_bytes > ceiling_bytes:
+            if self.run and self.state is not State.KILLING:
+                self.run.evidence.rss_at_kill_bytes = self.rss_bytes
+            self._note_cause(
+                "ceiling",
+                f"the worker's tree held {self.rss_bytes:,} bytes, above the ceiling of {ceiling_bytes:,}: "
+                "find out what needs so much (traceback), or raise SUPERVISOR_RSS_CEILING",
+            )
+            self._happens(Event.OVER_CEILING)
+        elif self.rss_bytes > memory.LAST_WORDS_SHARE * ceiling_bytes:
+            self._ask_last_words()
+
+    def _ask_last_words(self) -> None:
+        if self._spoke:
+            return
+        self._spoke = True
+        if self._listening:  # before the child has its handler the signal would end it
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR2)
+
+    def _note_cause(self, cause: Cause, detail: str) -> None:
+        """Keep the first cause: what comes after it is its consequence."""
+        if self.run and self.run.evidence.cause is None and self.state is not State.KILLING:
+            self.run.evidence.cause, self.run.evidence.detail = cause, detail
+
+    def _read_channel(self) -> None:
+        while self.channel.fileno() >= 0:
+            try:
+                message = messages.receive(self.channel)
+            except BlockingIOError:
+                return
+            except messages.ProtocolError as problem:
+                self._note_cause("protocol", f"the worker sent {problem}")
+                self._happens(Event.GARBAGE)
+                return
+            if message is None:
+                self._happens(Event.CLOSED)
+                self.channel.close()
+                return
+            self._hear(message)
+
+    def _hear(self, message: messages.Message) -> None:
+        kind = message["kind"]
+        if kind == "started":
+            self._listening = True
+        elif kind == "progress":
+            if life.action(self.state, Event.PROGRESS) is life.Action.NOTE:
+                self._on_progress(message)
+            self._happens(Event.PROGRESS)
+        elif kind == "result" and is_result(message):
+            if self.run and self.run.evidence.result is None:
+                self.run.evidence.result = message
+                self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, message["peak_rss_bytes"])
+            self._happens(Event.RESULT)
+        else:
+            self._note_cause("protocol", "the worker sent a message that the supervisor does not know")
+            self._happens(Event.GARBAGE)
+
+    def _read_output(self) -> None:
+        while self.output_fd >= 0:
+            try:
+                chunk = os.read(self.output_fd, 65_536)
+            except BlockingIOError:
+                return
+            self._on_output(chunk)
+            if not chunk:
+                os.close(self.output_fd)
+                self.output_fd = -1
+            if len(chunk) < 65_536:
+                return  # whatever is left comes in the next turn: others wait too
+
+    def _happens(self, event: Event) -> None:
+        what = life.action(self.state, event)
+        kept = what is life.Action.SETTLE and self._settle()
+        before, self.state = self.state, life.following(self.state, event, kept=kept)
+        match what:
+            case life.Action.SEND_CYCLE:
+                self._send_cycle()
+            case life.Action.ASK_TO_STOP:
+                self._send({"kind": "stop"})
+            case life.Action.LET_GO:
+                self._let_go()
+            case life.Action.TERMINATE:
+                self._terminate()
+            case life.Action.KILL:
+                tree.kill_tree(self.pid)
+            case life.Action.REAP:
+                self._reap()
+            case life.Action.SETTLE if not kept:
+                self._let_go()
+            case _:
+                pass
+        if self.state is not before or what is life.Action.KILL:
+            self._patience_s = {
+                State.LEAVING: self._clock.now_s() + self.job.grace_s,
+                State.TERMINATING: self._clock.now_s() + self.job.grace_s,
+                State.KILLING: self._clock.now_s() + KILL_PATIENCE_S,
+            }.get(self.state)
+
+    def _send_cycle(self) -> None:
+        assert self.run is not None
+        self._look_s = self._clock.now_s()
+        self._send(
+            {
+                "kind": "cycle",
+                "number": self.run.number,
+                "id": self.run.id,
+                "deadline_s": self.run.deadline_s,
+                "full": self.run.full,
+                "arguments": self.run.arguments,
+            }
+        )
+
+    def _send(self, message: messages.Message) -> None:
+        try:
+            messages.send(self.channel, message)
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # it is ending: the pidfd tells, and the verdict is made there
+
+    def _settle(self) -> bool:
+        """Decide whether the worker is kept after its cycle; if so, the cycle is over now."""
+        run = self.run
+        assert run is not None
+        outcome, _ = judge(run.evidence)
+        self.rss_bytes = tree.tree_rss_bytes(self.pid)
+        run.peak_rss_bytes = max(run.peak_rss_bytes, self.rss_bytes)
+        run.recycled = memory.recycle_reason(
+            outcome=outcome,
+            cycles_served=self.cycles_served,
+            cycles_per_worker=self.job.cycles_per_worker,
+            rss_bytes=self.rss_bytes,
+            recycle_rss_bytes=self.job.recycle_rss_bytes,
+        )
+        kept = run.recycled is None and self._drain_s is None
+        if kept:
+            self._end_run()
+        return kept
+
+    def _end_run(self) -> None:
+        if self.run:
+            self.run.ended_s = self._clock.now_s()
+            self.ended.append(self.run)
+            self.run = None
+
+    def _let_go(self) -> None:
+        try:
+            self.channel.shutdown(1)  # SHUT_WR: it reads the end, we still hear what it says
+        except OSError:
+            pass  # it closed its own end first
+
+    def _terminate(self) -> None:
+        self._let_go()  # a job that handles SIGTERM and returns is not to wait for a next cycle
+        # The leader is not reaped, so its group's number can't be somebody else's.
+        for number in (signal.SIGTERM, signal.SIGCONT):  # a stopped process hears nothing
+            try:
+                os.killpg(self.pid, number)
+            except ProcessLookupError:
+                signal.pidfd_send_signal(self.pidfd, number)  # it has no session of its own yet
+
+    def _reap(self) -> None:
+        try:
+            # A zombie keeps its group's number: what is left of the group ends now. What left the
+            # group was adopted by the supervisor at this death, and the loop ends it.
+            os.killpg(self.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # it never came to have a group of its own
+        wait_status, usage = self._wait()
+        if self.run:
+            self.run.evidence.wait_status = wait_status
+            if self.job.start_method == "fork" and usage:
+                # Not for what was exec'd: the kernel counts the parent's peak in (getrusage(2)).
+                self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, usage)
+            if self.run.recycled is None:
+                self.run.recycled = None if self._drain_s is not None else "failure"
+            self.run.evidence.last_words = self._last_words()
+        self._end_run()
+        for fd in (self.output_fd, self._words_fd, self.pidfd):
+            if fd >= 0:
+                os.close(fd)
+        self.channel.close()
+        self.output_fd = -1
+        self._look_s = float("inf")
+        self.rss_bytes = 0
+
+    def _wait(self) -> tuple[int | None, int]:
+        """Return the wait status and the peak RSS in bytes that the kernel accounts."""
+        try:
+            _, wait_status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:
+            return None, 0  # a fork server's child, or somebody waited for -1
+        # multiprocess must not wait for it again: it would take the error for "alive" for ever.
+        self._process._popen.returncode = os.waitstatus_to_exitcode(wait_status)  # noqa: SLF001
+        self._process.join(0)
+        self._process.close()
+        return wait_status, usage.ru_maxrss * 1024
+
+    def _last_words(self) -> str:
+        words = os.pread(self._words_fd, LAST_WORDS_MAX_BYTES, 0)
+        return of_the_job(words.decode("utf-8", "replace"))

@@ -1,0 +1,105 @@
+"""The report of a cycle: one dict, one line in the journal, one line in the log."""
+
+import json
+import logging
+import os
+from typing import Any
+
+from supervisor import log
+from supervisor.clock import rfc3339
+from supervisor.plan import JobPlan
+from supervisor.run import Run
+from supervisor.verdict import judge, signal_name
+
+Report = dict[str, Any]
+
+
+def build(
+    run: Run,
+    job: JobPlan,
+    *,
+    supervisor_rss_bytes: int,
+    resident_after_bytes: int,
+    missed_ticks: int,
+    next_at: str | None,
+) -> Report:
+    """Return the report of a cycle that is over, with the keys of the README's table."""
+    seen = run.evidence
+    outcome, error = judge(seen)
+    killed = seen.wait_status is not None and os.WIFSIGNALED(seen.wait_status)
+    exited = seen.wait_status is not None and os.WIFEXITED(seen.wait_status)
+    return {
+        "event": "cycle",
+        "job": job.name,
+        "cycle": run.number,
+        "cycle_id": run.id,
+        "outcome": outcome,
+        "started_at": rfc3339(run.started_at),
+        "duration_s": round(run.ended_s - run.started_s, 3),
+        "worker_pid": run.worker_pid,
+        "worker_cycles": run.worker_cycles,
+        "worker_peak_rss_bytes": run.peak_rss_bytes,
+        "rss_ceiling_bytes": job.rss_ceiling_bytes,
+        "supervisor_rss_bytes": supervisor_rss_bytes,
+        "resident_after_bytes": resident_after_bytes,
+        "recycled": run.recycled,
+        "exit_code": os.WEXITSTATUS(seen.wait_status) if exited and seen.wait_status is not None else None,
+        "signal": signal_name(os.WTERMSIG(seen.wait_status))
+        if killed and seen.wait_status is not None
+        else None,
+        "missed_ticks": missed_ticks,
+        "next_at": next_at,
+        "summary": seen.result["summary"] if seen.result and seen.result["ok"] else {},
+        "error": error,
+    }
+
+
+def log_line(report: Report) -> None:
+    """Write the report to the log: whole as JSON, the gist as text."""
+    level = logging.INFO if report["outcome"] in ("ok", "stopped") else logging.ERROR
+    fields = {key: value for key, value in report.items() if key != "event"}
+    log.say("cycle", level, gist(report), **fields)
+
+
+def gist(report: Report) -> str:
+    """Return what a person wants to see of a report, in one line."""
+    summary = report["summary"]
+    figures = "  ".join(
+        f"{name} {value:,}"
+        for name, value in summary.items()
+        if isinstance(value, int) and not isinstance(value, bool) and value
+    )
+    line = (
+        f"{report['job']} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "
+        f"peak {_mb(report['worker_peak_rss_bytes']):>7} of {_mb(report['rss_ceiling_bytes'])}  "
+        f"parent {_mb(report['supervisor_rss_bytes'])}"
+    )
+    if figures:
+        line += f"  | {figures}"
+    if report["error"]:
+        line += f"  | {report['error']['type']}: {report['error']['message']}"
+    return line
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB"
+
+
+class Journal:
+    """`cycles.jsonl` in the state directory: a line a cycle, whole or not at all."""
+
+    def __init__(self, state_dir: str) -> None:
+        path = os.path.join(state_dir, "cycles.jsonl")
+        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        size_bytes = os.fstat(self._fd).st_size
+        if size_bytes and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
+            os.write(self._fd, b"\n")  # a line was cut off by a power cut or a full disk
+
+    def write(self, report: Report) -> None:
+        """Append one report. Raises OSError when the disk does not take it."""
+        line = json.dumps(report, separators=(",", ":")).encode() + b"\n"
+        os.write(self._fd, line)
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._fd)

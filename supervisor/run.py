@@ -1,0 +1,42 @@
+"""One cycle as the supervisor keeps it: what was asked for, and what was seen of it."""
+
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
+
+from supervisor.messages import Message
+from supervisor.verdict import Evidence
+
+
+@dataclass(slots=True, kw_only=True)
+class Run:
+    """One cycle in a worker. Times in seconds are the clock's, `started_at` is wall time."""
+
+    number: int
+    id: str
+    full: bool
+    started_at: datetime
+    started_s: float
+    deadline_s: float
+    arguments: dict[str, Any] | None = None
+    ended_s: float = 0.0
+    peak_rss_bytes: int = 0
+    worker_pid: int = 0
+    worker_cycles: int = 0
+    recycled: str | None = None
+    evidence: Evidence = field(default_factory=Evidence)
+
+
+def is_result(message: Message) -> bool:
+    """Return whether a message has all that a result must have: a worker is not trusted."""
+    if type(message.get("peak_rss_bytes")) is not int:
+        return False
+    if message.get("ok") is True:
+        return isinstance(message.get("summary"), dict)
+    error = message.get("error")
+    return (
+        message.get("ok") is False
+        and isinstance(error, dict)
+        and set(error) == {"type", "message", "traceback"}
+        and all(isinstance(part, str) for part in error.values())
+    )

@@ -1,0 +1,57 @@
+"""Wait for workers: all of them at once in the loop, a single one to its end in `call`."""
+
+import select
+import sys
+from typing import Any
+
+from supervisor.clock import Clock
+from supervisor.life import State
+from supervisor.plan import JobPlan
+from supervisor.process import Worker
+from supervisor.run import Run
+
+
+def wait(workers: list[Worker], extra_fds: list[int], timeout_s: float) -> list[int]:
+    """Wait until something happens to one of `workers`; serve it; return the ready extra fds."""
+    poller = select.poll()
+    owners: dict[int, Worker] = {}
+    for fd in extra_fds:
+        poller.register(fd, select.POLLIN)
+    for worker in workers:
+        for fd in worker.descriptors():
+            owners[fd] = worker
+            poller.register(fd, select.POLLIN)
+    ready = [fd for fd, _ in poller.poll(max(0.0, timeout_s) * 1000)]
+    for fd in sorted(ready, key=lambda fd: fd in owners and fd == owners[fd].pidfd):
+        if fd in owners and fd in owners[fd].descriptors():
+            owners[fd].on_ready(fd)
+    for worker in workers:
+        worker.on_time()
+    return [fd for fd in ready if fd not in owners]
+
+
+def call(job: JobPlan, arguments: dict[str, Any], clock: Clock) -> Run:
+    """Run one function in a worker of its own, to its end: for what is too heavy for the parent.
+
+    What it prints goes to standard error. Raises OSError when no process can be started.
+    """
+    worker = Worker(job, "", clock, on_output=_to_stderr)
+    now_s = clock.now_s()
+    worker.assign(
+        Run(
+            number=0,
+            id="",
+            full=False,
+            started_at=clock.wall(),
+            started_s=now_s,
+            deadline_s=now_s + job.cycle_timeout_s,
+            arguments=arguments,
+        )
+    )
+    while worker.state is not State.GONE:
+        wait([worker], [], worker.deadline_s() - clock.now_s())
+    return worker.ended[0]
+
+
+def _to_stderr(chunk: bytes) -> None:
+    sys.stderr.write(chunk.decode("utf-8", "replace"))
