@@ -271,6 +271,7 @@ def _delete(api: Api, parameters: Parameters) -> Answer:
 
 
 def _metadata(api: Api, parameters: Parameters, form: str) -> Answer:
+    api.changes.note("manage", "Export data dictionary (API)")
     fields, forms = parameters.many("fields"), parameters.many("forms")
     known = {one.name for one in api.project.fields}
     if wrong := [name for name in fields if name not in known]:
@@ -311,6 +312,7 @@ def _field_names(api: Api, parameters: Parameters, form: str) -> Answer:
 
 
 def _project(api: Api, _: Parameters, form: str) -> Answer:
+    api.changes.note("manage", "Export project information (API)")
     project = api.project
     row: Row = {
         "project_id": project.id,

@@ -1,0 +1,332 @@
+"""The API client: one connection, a bounded rate, answers read as they arrive."""
+
+import email.utils
+import random
+import ssl
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import requests
+from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
+
+from worker import stream
+from worker.errors import (
+    AnswerCutOff,
+    AnswerMalformed,
+    OutOfServerMemory,
+    RedirectRefused,
+    RequestRefused,
+    ServerFailed,
+    ServerTooSlow,
+    ServerUnreachable,
+    SyncError,
+    TlsFailed,
+    TokenRefused,
+    TooManyRequests,
+    server_text,
+)
+from worker.settings import RedcapSettings
+
+T = TypeVar("T")
+Row = dict[str, Any]
+
+PIECE_BYTES = 65_536
+BODY_MIN_BYTES_PER_S = 10_000  # slower than that, for longer than the read time-out, is too slow
+BACK_OFF_FIRST_S = 1.0
+BACK_OFF_MAX_S = 60.0
+RATE_WINDOW_S = 60.0
+TEXT_MAX_BYTES = 65_536
+
+
+@dataclass(slots=True)
+class Counters:
+    """What a cycle's requests came to."""
+
+    requests: int = 0
+    retries: int = 0
+    bytes_received: int = 0
+    fetch_s: float = 0.0
+
+
+@dataclass(slots=True)
+class Client:
+    """A project behind its token. `remaining_s` tells what is left of the cycle."""
+
+    settings: RedcapSettings
+    remaining_s: Callable[[], float]
+    sleep: Callable[[float], None] = time.sleep
+    chance: Callable[[], float] = random.random
+    counters: Counters = field(default_factory=Counters)
+    server_time: datetime | None = None  # the Date header of the last answer, UTC
+    _sent: deque[float] = field(default_factory=deque)
+    _session: requests.Session = field(default_factory=requests.Session)
+
+    def __post_init__(self) -> None:
+        # Proxies are taken from the environment; passwords of a .netrc and its like are not.
+        self._session.trust_env = False
+        self._session.proxies = dict(requests.utils.get_environ_proxies(self.settings.api_url))
+        self._session.headers["User-Agent"] = "redcap-sync-supervisor"
+        system = ssl.get_default_verify_paths().cafile
+        self._session.verify = str(self.settings.ca_bundle or system or True)
+
+    def table(self, content: str, **parameters: str | Iterable[str]) -> list[Row]:
+        """Return a small answer whole: metadata, events, a log's window."""
+        return self.read(content, parameters, list)
+
+    def read(
+        self,
+        content: str,
+        parameters: Mapping[str, str | Iterable[str]],
+        consume: Callable[[Iterator[Row]], T],
+        *,
+        divisible: bool = False,
+    ) -> T:
+        """Return what `consume` makes of the rows of an answer; after a fault it is called anew.
+
+        With `divisible`, a fault that a smaller request may avoid is raised at once.
+        """
+
+        def rows(response: requests.Response) -> T:
+            return consume(stream.rows(self._pieces(response), _refusal))
+
+        return self._call(content, parameters, rows, divisible=divisible)
+
+    def one(self, content: str) -> Row:
+        """Return an answer that is one object, as content=project gives it."""
+
+        def read(response: requests.Response) -> Row:
+            return stream.single(self._pieces(response), _refusal)
+
+        return self._call(content, {}, read, divisible=False)
+
+    def _call(
+        self,
+        content: str,
+        parameters: Mapping[str, str | Iterable[str]],
+        read: Callable[[requests.Response], T],
+        *,
+        divisible: bool,
+    ) -> T:
+        form = _form(content, parameters, self.settings.api_token.get_secret_value())
+        tries = 0
+        while True:
+            started_s = time.monotonic()
+            try:
+                return self._once(form, read)
+            except SyncError as error:
+                if divisible and error.smaller:
+                    raise
+                if not error.transient or tries >= self.settings.retries:
+                    raise
+                wait_s = self._wait_s(error, tries)
+                if wait_s >= self.remaining_s():
+                    raise
+                tries += 1
+                self.counters.retries += 1
+                self.sleep(wait_s)
+            finally:
+                self.counters.fetch_s += time.monotonic() - started_s
+
+    def _wait_s(self, error: SyncError, tries: int) -> float:
+        if isinstance(error, TooManyRequests) and error.retry_after_s is not None:
+            return error.retry_after_s
+        return float(min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2**tries) * (0.5 + 0.5 * self.chance()))
+
+    def _once(self, form: list[tuple[str, str]], read: Callable[[requests.Response], T]) -> T:
+        self._keep_rate()
+        self.counters.requests += 1
+        connect_s, read_s = self.settings.timeout
+        try:
+            with self._session.post(
+                self.settings.api_url,
+                data=form,
+                stream=True,
+                allow_redirects=False,
+                timeout=(connect_s, read_s),
+            ) as response:
+                self._note_time(response)
+                self._check_status(response)
+                return read(response)
+        except requests.exceptions.SSLError as error:
+            raise TlsFailed(
+                f"the certificate of the server is not accepted ({_reason(error)}): if your institution signs "
+                "its own, name its bundle in REDCAP_CA_BUNDLE"
+            ) from None
+        except (requests.exceptions.ReadTimeout, ReadTimeoutError):
+            raise ServerTooSlow(
+                f"the server sent nothing for {read_s:g} s: make REDCAP_BATCH_SIZE smaller, or the second part "
+                "of REDCAP_TIMEOUT longer"
+            ) from None
+        except requests.exceptions.ConnectTimeout:
+            raise ServerUnreachable(
+                f"no connection to the server within {connect_s:g} s: check REDCAP_API_URL and the firewall"
+            ) from None
+        except (ProtocolError, IncompleteRead, requests.exceptions.ChunkedEncodingError):
+            raise AnswerCutOff("the connection broke in the middle of the server's answer") from None
+        except (requests.exceptions.ConnectionError, OSError) as error:
+            raise ServerUnreachable(
+                f"no connection to the server ({_reason(error)}): check REDCAP_API_URL, the name service and "
+                "the network"
+            ) from None
+        except (HTTPError, requests.exceptions.RequestException) as error:
+            raise AnswerMalformed(f"the server's answer breaks HTTP ({type(error).__name__})") from None
+
+    def _keep_rate(self) -> None:
+        """Wait until one more request keeps below REDCAP_MAX_RATE in any minute."""
+        now_s = time.monotonic()
+        while self._sent and self._sent[0] <= now_s - RATE_WINDOW_S:
+            self._sent.popleft()
+        if len(self._sent) >= self.settings.max_rate:
+            self.sleep(self._sent[0] + RATE_WINDOW_S - now_s)
+            self._sent.popleft()
+        self._sent.append(time.monotonic())
+
+    def _note_time(self, response: requests.Response) -> None:
+        try:
+            moment = email.utils.parsedate_to_datetime(response.headers.get("Date", ""))
+        except ValueError:
+            return  # a server without a Date header: `server_time` stays what it was
+        self.server_time = moment.astimezone(UTC)
+
+    def _check_status(self, response: requests.Response) -> None:
+        status = response.status_code
+        if status == 200:
+            return
+        if 300 <= status < 400:
+            raise RedirectRefused(
+                f"the server redirects the API (status {status}): the token is not sent elsewhere. "
+                "If REDCap has moved, set REDCAP_API_URL to its new address"
+            )
+        if status == 429:
+            raise TooManyRequests(
+                "the server answered 429, too many requests: make REDCAP_MAX_RATE smaller",
+                _retry_after_s(response.headers.get("Retry-After")),
+            )
+        text = self._error_text(response)
+        if status in (502, 503, 504, 500, 408):
+            problem = _refusal(text) if text else None
+            if isinstance(problem, OutOfServerMemory):
+                raise problem
+            if status == 504:
+                raise ServerTooSlow(
+                    "the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller"
+                )
+            raise ServerFailed(
+                f"the server failed with status {status}: it is down, overloaded or in maintenance"
+            )
+        if status in (401, 403):
+            raise TokenRefused(
+                f"the server refuses the token or the request (status {status}"
+                + (f", {server_text(text)!r}" if text else "")
+                + "): check REDCAP_API_TOKEN, that it was not revoked, and that its user has the API Export right; "
+                "a page instead of an error text means that a firewall or a ban stands before REDCap"
+            )
+        if status == 404:
+            raise RequestRefused("the server has no API at this address (status 404): check REDCAP_API_URL")
+        if text:
+            raise _refusal(text)
+        raise RequestRefused(f"the server refuses the request (status {status}) and does not say why")
+
+    def _error_text(self, response: requests.Response) -> str:
+        """Return the text of the server's JSON error; empty when the body is something else."""
+        if "json" not in response.headers.get("Content-Type", ""):
+            return ""
+        pieces = self._pieces(response)
+        try:
+            for _ in stream.rows(pieces, _SaidError):
+                break
+        except _SaidError as said:
+            return str(said)
+        except SyncError:
+            pass  # not an error of REDCap's: the status alone tells
+        return ""
+
+    def _pieces(self, response: requests.Response) -> Callable[[], bytes]:
+        """Return a function that reads the body piece by piece, and gives up on a drip."""
+        started_s = time.monotonic()
+        _, read_s = self.settings.timeout
+        received_bytes = 0
+
+        def read() -> bytes:
+            nonlocal received_bytes
+            piece: bytes = response.raw.read1(PIECE_BYTES, decode_content=True)
+            received_bytes += len(piece)
+            self.counters.bytes_received += len(piece)
+            took_s = time.monotonic() - started_s
+            if took_s > read_s + received_bytes / BODY_MIN_BYTES_PER_S:
+                raise ServerTooSlow(
+                    f"the server sent {received_bytes:,} bytes in {took_s:.0f} s, too slow to wait for: "
+                    "make REDCAP_BATCH_SIZE smaller"
+                )
+            if self.remaining_s() <= 0:
+                raise ServerTooSlow("the cycle's time limit came in the middle of an answer")
+            return piece
+
+        return read
+
+
+class _SaidError(SyncError):
+    """Carries the server's own words out of the reader."""
+
+
+def _form(content: str, parameters: Mapping[str, str | Iterable[str]], token: str) -> list[tuple[str, str]]:
+    """Return the variables of a POST; a list becomes `name[0]`, `name[1]` and so on.
+
+    Raises ValueError for an empty list: the server takes it for all.
+    """
+    form = [("token", token), ("content", content), ("format", "json"), ("returnFormat", "json")]
+    for name, value in parameters.items():
+        if isinstance(value, str):
+            form.append((name, value))
+            continue
+        items = list(value)
+        if not items:
+            raise ValueError(f"an empty list of {name} would be sent, which the server takes for all")
+        form += [(f"{name}[{index}]", item) for index, item in enumerate(items)]
+    return form
+
+
+def _refusal(text: str) -> SyncError:
+    """Return the error that the server's own words mean."""
+    if "ran out of server memory" in text:
+        return OutOfServerMemory("REDCap ran out of memory for the request: make REDCAP_BATCH_SIZE smaller")
+    if "permissions to use the API" in text or "privileges" in text:
+        return TokenRefused(
+            f"the server refuses the token or the request ({server_text(text)!r}): check REDCAP_API_TOKEN, "
+            "that it was not revoked, and that its user has the API Export right"
+        )
+    return RequestRefused(f"the server refuses the request: {server_text(text)!r}")
+
+
+def _retry_after_s(text: str | None) -> float | None:
+    if text is None:
+        return None
+    if text.isdecimal():
+        return float(text)
+    try:
+        moment = email.utils.parsedate_to_datetime(text)
+    except ValueError:
+        return None
+    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
+
+
+def _reason(error: BaseException) -> str:
+    """Return the innermost cause by its type and system text; never the URL or the body."""
+    seen: list[BaseException] = []
+    link: BaseException | None = error
+    while link is not None and link not in seen:
+        seen.append(link)
+        nested = [part for part in link.args if isinstance(part, BaseException)]
+        reason = getattr(link, "reason", None)
+        link = (
+            reason
+            if isinstance(reason, BaseException)
+            else (nested[0] if nested else link.__cause__ or link.__context__)
+        )
+    innermost = seen[-1]
+    text = getattr(innermost, "strerror", None) or getattr(innermost, "verify_message", None)
+    return f"{type(innermost).__name__}: {text}" if text else type(innermost).__name__
