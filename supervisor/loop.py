@@ -22,6 +22,7 @@ from supervisor.process import Worker
 from supervisor.run import Run
 from supervisor.schedule import Schedule
 from supervisor.signals import Signals
+from supervisor.start import helper_pids
 from supervisor.verdict import judge
 from supervisor.wait import wait
 
@@ -98,7 +99,7 @@ class Supervisor:
                 wait(self._workers(), [signals.fileno()], self._patience_s())
                 self._obey(signals.take())
                 self._report_what_ended()
-                self._orphans.end({worker.pid for worker in self._workers()})
+                self._end_orphans()
         return self._exit_code()
 
     def _finished(self) -> bool:
@@ -198,9 +199,12 @@ class Supervisor:
             if worker.state is State.GONE:
                 post.worker = None
                 post.lines.end()
-                self._orphans.end({other.pid for other in self._workers()})
+                self._end_orphans()
             for run in ended:
                 self._report(post, run)
+
+    def _end_orphans(self) -> None:
+        self._orphans.end({worker.pid for worker in self._workers()} | helper_pids())
 
     def _report(self, post: Post, run: Run) -> None:
         now_s = self._clock.now_s()

@@ -22,10 +22,10 @@ class Orphans:
         prctl.adopt_orphans()
         self._strangers = set(tree.children(os.getpid()))
 
-    def end(self, workers: set[int]) -> int:
-        """Kill and reap what is neither a worker nor a stranger; return how many there were."""
+    def end(self, ours: set[int]) -> int:
+        """Kill and reap what is neither ours nor a stranger; return how many there were."""
         ended = 0
-        while left := [pid for pid in tree.children(os.getpid()) if pid not in workers]:
+        while left := [pid for pid in tree.children(os.getpid()) if pid not in ours]:
             new = [pid for pid in left if pid not in self._strangers]
             for pid in left:
                 if pid not in new:

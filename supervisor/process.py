@@ -8,41 +8,19 @@ waits on its descriptors and on its deadline, and calls `on_ready` and `on_time`
 import os
 import signal
 from collections.abc import Callable
-from typing import Any
 
-import multiprocess
-from multiprocess import reduction
-
-from supervisor import inside, life, memory, messages, tree
+from supervisor import life, memory, messages, tree
 from supervisor.clock import Clock
 from supervisor.life import Event, State
 from supervisor.plan import JobPlan
 from supervisor.run import Run, is_result
+from supervisor.start import KILL_PATIENCE_S, start
 from supervisor.verdict import Cause, judge, of_the_job
 
 LAST_WORDS_MAX_BYTES = 16_384
 # Of two signals that wait, the kernel lets the fatal one win before the other's handler has run:
 # so the worker is asked for its traceback this long before it gets SIGTERM.
 LAST_WORDS_AHEAD_S = 0.1
-KILL_PATIENCE_S = 1.0  # a killed process in uninterruptible sleep stays: say so, try again
-
-
-class Descriptor:
-    """A descriptor that crosses to the child, however the child is started."""
-
-    def __init__(self, fd: int) -> None:
-        self.fd = fd
-
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
-        return _arrived, (reduction.DupFd(self.fd),)
-
-
-def _arrived(sent: Any) -> Descriptor:
-    return Descriptor(sent.detach())
-
-
-def _main(channel: Any, output: Descriptor, words: Descriptor, spec: inside.Spec) -> None:
-    inside.main(channel, output.fd, words.fd, spec)
 
 
 class Worker:
@@ -71,42 +49,9 @@ class Worker:
         self._drain_s: float | None = None
         self._patience_s: float | None = None
         self._look_s = clock.now_s()
-        self._start(state_dir)
-
-    def _start(self, state_dir: str) -> None:
-        self.channel, theirs = messages.pair()
-        output, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.set_blocking(output_theirs, True)
-        self.output_fd = output
-        self._words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
-        spec = inside.Spec(
-            name=self.job.name,
-            target=self.job.target,
-            rss_ceiling_bytes=self.job.rss_ceiling_bytes,
-            state_dir=state_dir,
-            parent_pid=os.getpid(),
-            start_method=self.job.start_method,
-            env=self.job.env,
-        )
-        context = multiprocess.get_context(self.job.start_method)
-        self._process = context.Process(
-            target=_main, args=(theirs, Descriptor(output_theirs), Descriptor(self._words_fd), spec)
-        )
-        # A signal between the fork and the child's own handlers would run ours, in the child.
-        blocked = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
-        try:
-            self._process.start()
-            self.pid: int = self._process.pid
-            self.pidfd = os.pidfd_open(self.pid)
-        except BaseException:
-            self.channel.close()
-            os.close(output)
-            os.close(self._words_fd)
-            raise
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
-            theirs.close()
-            os.close(output_theirs)
+        self._child = start(job, state_dir)
+        self.channel, self.output_fd = self._child.channel, self._child.output_fd
+        self.pid, self.pidfd = self._child.pid, self._child.pidfd
 
     # What the owner waits for.
 
@@ -138,7 +83,7 @@ class Worker:
         self.cycles_served += 1
         run.worker_pid, run.worker_cycles = self.pid, self.cycles_served
         self._spoke = False
-        os.ftruncate(self._words_fd, 0)
+        os.ftruncate(self._child.words_fd, 0)
         self._happens(Event.ASSIGN)
 
     def drain(self, grace_s: float) -> None:
@@ -369,17 +314,15 @@ class Worker:
             os.killpg(self.pid, signal.SIGKILL)
         except ProcessLookupError:
             pass  # it never came to have a group of its own
-        wait_status, usage = self._wait()
+        wait_status, peak_rss_bytes = self._child.reap()
         if self.run:
             self.run.evidence.wait_status = wait_status
-            if self.job.start_method == "fork" and usage:
-                # Not for what was exec'd: the kernel counts the parent's peak in (getrusage(2)).
-                self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, usage)
+            self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, peak_rss_bytes)
             if self.run.recycled is None:
                 self.run.recycled = None if self._drain_s is not None else "failure"
             self.run.evidence.last_words = self._last_words()
         self._end_run()
-        for fd in (self.output_fd, self._words_fd, self.pidfd):
+        for fd in (self.output_fd, self._child.words_fd, self.pidfd):
             if fd >= 0:
                 os.close(fd)
         self.channel.close()
@@ -387,18 +330,6 @@ class Worker:
         self._look_s = float("inf")
         self.rss_bytes = 0
 
-    def _wait(self) -> tuple[int | None, int]:
-        """Return the wait status and the peak RSS in bytes that the kernel accounts."""
-        try:
-            _, wait_status, usage = os.wait4(self.pid, 0)
-        except ChildProcessError:
-            return None, 0  # a fork server's child, or somebody waited for -1
-        # multiprocess must not wait for it again: it would take the error for "alive" for ever.
-        self._process._popen.returncode = os.waitstatus_to_exitcode(wait_status)  # noqa: SLF001
-        self._process.join(0)
-        self._process.close()
-        return wait_status, usage.ru_maxrss * 1024
-
     def _last_words(self) -> str:
-        words = os.pread(self._words_fd, LAST_WORDS_MAX_BYTES, 0)
+        words = os.pread(self._child.words_fd, LAST_WORDS_MAX_BYTES, 0)
         return of_the_job(words.decode("utf-8", "replace"))

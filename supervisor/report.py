@@ -67,7 +67,7 @@ def gist(report: Report) -> str:
     figures = "  ".join(
         f"{name} {value:,}"
         for name, value in summary.items()
-        if isinstance(value, int) and not isinstance(value, bool) and value
+        if isinstance(value, int) and not isinstance(value, bool) and value and not name.endswith("_id")
     )
     line = (
         f"{report['job']} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "

@@ -1,0 +1,118 @@
+"""Start a worker's process by any start method of multiprocess, and reap it."""
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import multiprocess
+from multiprocess import reduction
+
+from supervisor import inside, messages
+from supervisor.plan import JobPlan
+
+KILL_PATIENCE_S = 1.0  # a killed process in uninterruptible sleep stays: say so, try again
+
+
+class Descriptor:
+    """A descriptor that crosses to the child, however the child is started."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
+        return _arrived, (reduction.DupFd(self.fd),)
+
+
+def _arrived(sent: Any) -> Descriptor:
+    return Descriptor(sent.detach())
+
+
+def _main(channel: socket.socket, output: Descriptor, words: Descriptor, spec: inside.Spec) -> None:
+    inside.main(channel, output.fd, words.fd, spec)
+
+
+@dataclass(frozen=True, slots=True)
+class Child:
+    """A started process, and the supervisor's ends of what connects the two."""
+
+    process: Any
+    pid: int
+    pidfd: int
+    channel: socket.socket  # messages, non-blocking
+    output_fd: int  # what it prints, non-blocking
+    words_fd: int  # a memory file for faulthandler's last words
+    forked: bool
+
+    def reap(self) -> tuple[int | None, int]:
+        """Return the wait status, and the peak RSS in bytes that the kernel accounts, 0 if unknown.
+
+        Not of what was exec'd: the kernel counts its parent's peak in (getrusage(2)).
+        """
+        try:
+            _, wait_status, usage = os.wait4(self.pid, 0)
+        except ChildProcessError:  # a fork server's child: its exit code comes over a pipe
+            self.process.join(KILL_PATIENCE_S)
+            code = self.process.exitcode
+            return (None if code is None else code << 8 if code >= 0 else -code), 0
+        # multiprocess must not wait for it again: it would take the error for "alive" for ever.
+        self.process._popen.returncode = os.waitstatus_to_exitcode(wait_status)  # noqa: SLF001
+        self.process.join(0)
+        self.process.close()
+        return wait_status, usage.ru_maxrss * 1024 if self.forked else 0
+
+
+def start(job: JobPlan, state_dir: str) -> Child:
+    """Start a worker of `job`. Raises OSError when there can't be another process."""
+    channel, theirs = messages.pair()
+    output_fd, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    os.set_blocking(output_theirs, True)
+    words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
+    spec = inside.Spec(
+        name=job.name,
+        target=job.target,
+        rss_ceiling_bytes=job.rss_ceiling_bytes,
+        state_dir=state_dir,
+        parent_pid=os.getpid(),
+        start_method=job.start_method,
+        env=job.env,
+    )
+    context = multiprocess.get_context(job.start_method)
+    process = context.Process(
+        target=_main, args=(theirs, Descriptor(output_theirs), Descriptor(words_fd), spec)
+    )
+    # A signal between the fork and the child's own handlers would run ours, in the child. What is
+    # exec'd has none of our handlers, and a fork server must not inherit the mask.
+    forked = job.start_method == "fork"
+    mask = signal.valid_signals() if forked else set()
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+    try:
+        process.start()
+        pidfd = os.pidfd_open(process.pid)
+    except BaseException:
+        channel.close()
+        os.close(output_fd)
+        os.close(words_fd)
+        raise
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        theirs.close()
+        os.close(output_theirs)
+    return Child(process, process.pid, pidfd, channel, output_fd, words_fd, forked)
+
+
+def helper_pids() -> set[int]:
+    """Return the processes that multiprocess keeps for spawn and forkserver; none for fork."""
+    keepers = (
+        ("multiprocess.resource_tracker", "_resource_tracker", "_pid"),
+        ("multiprocess.forkserver", "_forkserver", "_forkserver_pid"),
+    )
+    found = {
+        getattr(getattr(sys.modules[module], keeper), pid)
+        for module, keeper, pid in keepers
+        if module in sys.modules
+    }
+    return {pid for pid in found if pid}
