@@ -103,26 +103,25 @@ def _run(plan: Plan, *, once: bool, full: bool) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    common = argparse.ArgumentParser(add_help=False)
-    common.add_argument(
-        "--env-file",
-        metavar="FILE",
-        default=argparse.SUPPRESS,
-        help="read settings from FILE where the environment has none",
-    )
     parser = argparse.ArgumentParser(
-        prog="redcap-sync",
-        description="Sync REDCap into a database, each cycle in a fresh process.",
-        parents=[common],
+        prog="redcap-sync", description="Sync REDCap into a database, each cycle in a fresh process."
     )
-    parser.set_defaults(env_file=None)
-    parser.add_argument("--version", action="version", version=f"redcap-sync {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    run_help = "the service, in the foreground, until SIGTERM or SIGINT"
-    commands.add_parser("run", parents=[common], help=run_help, description=run_help)
-    once_help = "one supervised cycle of every job"
-    once = commands.add_parser("once", parents=[common], help=once_help, description=once_help)
+    helps = {
+        "run": "the service, in the foreground, until SIGTERM or SIGINT",
+        "once": "one supervised cycle of every job",
+    }
+    for name, text in helps.items():
+        commands.add_parser(name, help=text, description=text)
+    once: argparse.ArgumentParser = commands.choices["once"]
     once.add_argument("--full", action="store_true", help="ask the job for a full cycle")
-    for command in commands.choices.values():
-        command.add_argument("--version", action="version", version=f"redcap-sync {__version__}")
+    # Behind the command too; where it is not given there, what was given before counts.
+    for each, default in ((parser, None), *((one, argparse.SUPPRESS) for one in commands.choices.values())):
+        each.add_argument("--version", action="version", version=f"redcap-sync {__version__}")
+        each.add_argument(
+            "--env-file",
+            metavar="FILE",
+            default=default,
+            help="read settings from FILE where the environment has none",
+        )
     return parser

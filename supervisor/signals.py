@@ -14,26 +14,29 @@ HANDLED = (
 
 
 class Signals:
-    """Queue the handled signals until `take`. A context manager: it restores what was there."""
+    """Queue the handled signals until `take`.
+
+    A context manager for the life of a supervisor. Behind it the program is about to end, and
+    a signal that comes late must not change its exit code: they are ignored.
+    """
 
     def __init__(self) -> None:
         self._pending: list[int] = []
-        self._before: dict[int, object] = {}
 
     def __enter__(self) -> Self:
         self._wake, self._woken = socket.socketpair()
         self._wake.setblocking(False)
         self._woken.setblocking(False)
         # A full pipe wakes as well as an empty one: the queue is in `_pending`.
-        self._fd_before = signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
+        signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in HANDLED:
-            self._before[number] = signal.signal(number, self._queue)
+            signal.signal(number, self._queue)
         return self
 
     def __exit__(self, *_: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
-        signal.set_wakeup_fd(self._fd_before)
+        for number in HANDLED:
+            signal.signal(number, signal.SIG_DFL if number == signal.SIGCHLD else signal.SIG_IGN)
+        signal.set_wakeup_fd(-1)
         self._wake.close()
         self._woken.close()
 

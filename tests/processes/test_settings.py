@@ -1,0 +1,175 @@
+"""The settings: read in a child, every fault in one list, by variable name."""
+
+import pytest
+
+from supervisor.settings import duration_s
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("30m", 1800), ("1h30m", 5400), ("45", 45), ("1.5h", 5400), ("2d", 172_800), ("0", 0)],
+)
+def test_durations(text, seconds):
+    assert duration_s(text) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "m", "-5s", "5 parsecs", "1h30", "s90", "1e3", "inf", "nan", None])
+def test_what_is_no_duration(text):
+    if text == "1h30":
+        assert duration_s(text) == 3630  # as the README says: a bare number is seconds
+        return
+    with pytest.raises(ValueError, match="duration"):
+        duration_s(text)
+
+
+def faults_of(done):
+    assert done.code == 78, done.err
+    assert "Traceback" not in done.err
+    return {line.strip().partition(":")[0] for line in done.err.splitlines()[1:]}
+
+
+def test_every_fault_is_in_one_list(cli):
+    done = cli.run(
+        "once",
+        SUPERVISOR_INTERVAL="soon",
+        SUPERVISOR_RSS_CEILING="much",
+        SUPERVISOR_CYCLES_PER_WORKER="-1",
+        SUPERVISOR_START_METHOD="threads",
+        SUPERVISOR_LOG_LEVEL="loud",
+        SUPERVISOR_GRACE="x",
+        REDCAP_API_URL="ftp://host/api/",
+        REDCAP_API_TOKEN="short",
+        REDCAP_MAX_RATE="601",
+        REDCAP_TIMEZONE="Mars/Olympus",
+        REDCAP_TIMEOUT="10s",
+        SYNC_SINK="mongodb://host/db",
+        SYNC_ON_DELETE="forget",
+    )
+    assert faults_of(done) == {
+        "SUPERVISOR_INTERVAL",
+        "SUPERVISOR_RSS_CEILING",
+        "SUPERVISOR_CYCLES_PER_WORKER",
+        "SUPERVISOR_START_METHOD",
+        "SUPERVISOR_LOG_LEVEL",
+        "SUPERVISOR_GRACE",
+        "REDCAP_API_URL",
+        "REDCAP_API_TOKEN",
+        "REDCAP_MAX_RATE",
+        "REDCAP_TIMEZONE",
+        "REDCAP_TIMEOUT",
+        "SYNC_SINK",
+        "SYNC_ON_DELETE",
+    }
+
+
+def test_what_is_missing_is_named(cli):
+    done = cli.run("run")
+    assert faults_of(done) == {"REDCAP_API_URL", "REDCAP_API_TOKEN"}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://redcap.example.org/api/",
+        "https://user:secret@redcap.example.org/api/",
+        "https://redcap.example.org/",
+        "https://redcap.example.org/api/?token=1",
+        "redcap.example.org/api/",
+        "https:///api/",
+        "https://[::1/api/",
+        "https://redcap.example.org:port/api/",
+    ],
+)
+def test_a_bad_url_is_refused(cli, url):
+    done = cli.run("once", REDCAP_API_URL=url, REDCAP_API_TOKEN="0" * 32)
+    assert faults_of(done) == {"REDCAP_API_URL"}
+    assert "secret" not in done.err
+
+
+def test_a_bad_token_is_never_shown(cli, tmp_path):
+    done = cli.run("once", REDCAP_API_URL="https://h/api/", REDCAP_API_TOKEN="MY-SECRET-TOKEN")
+    assert faults_of(done) == {"REDCAP_API_TOKEN"}
+    assert "MY-SECRET" not in done.err
+    (tmp_path / "token").write_text("MY-SECRET-TOKEN\n")
+    done = cli.run("once", REDCAP_API_URL="https://h/api/", REDCAP_API_TOKEN_FILE=str(tmp_path / "token"))
+    assert faults_of(done) == {"REDCAP_API_TOKEN"}
+    assert "MY-SECRET" not in done.err
+
+
+def test_a_token_file_that_is_not_there(cli):
+    done = cli.run("once", REDCAP_API_URL="https://h/", REDCAP_API_TOKEN_FILE="/nowhere/token")
+    assert faults_of(done) == {"REDCAP_API_URL", "REDCAP_API_TOKEN_FILE"}
+
+
+def test_the_soft_limit_above_the_hard_one(cli):
+    done = cli.run(
+        "once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_RSS_CEILING="200MB", SUPERVISOR_RECYCLE_RSS="300MB"
+    )
+    assert faults_of(done) == {"SUPERVISOR_RECYCLE_RSS"}
+
+
+@pytest.mark.parametrize("job", ["nonsense", "module:", ":callable", "a b:c", "os.path", "x:y z"])
+def test_a_job_that_is_no_module_and_callable(cli, job):
+    assert faults_of(cli.run("once", SUPERVISOR_JOB=job)) == {"SUPERVISOR_JOB"}
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [("512MB", 512_000_000), ("1.5GiB", 1_610_612_736), ("300M", 300_000_000), ("100000000", 100_000_000)],
+)
+def test_sizes(cli, text, size_bytes):
+    done = cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_RSS_CEILING=text)
+    assert done.report["rss_ceiling_bytes"] == size_bytes
+
+
+def test_an_env_file_sets_what_the_environment_does_not(cli, tmp_path):
+    path = tmp_path / "settings.env"
+    path.write_text(
+        "SUPERVISOR_JOB=jobs:environment\nSUPERVISOR_RSS_CEILING=100MB\nMY_VALUE='of the file'\nMY_OTHER=file\n"
+    )
+    done = cli.run("once", "--env-file", str(path), MY_OTHER="environment")
+    assert done.report["rss_ceiling_bytes"] == 100_000_000
+    assert done.report["summary"] == {"MY_VALUE": "of the file", "MY_OTHER": "environment"}
+    done = cli.run("--env-file", str(path), "once", SUPERVISOR_RSS_CEILING="120MB")
+    assert done.report["rss_ceiling_bytes"] == 120_000_000
+
+
+def test_an_env_file_that_is_not_there(cli):
+    assert faults_of(cli.run("once", "--env-file", "/nowhere.env", SUPERVISOR_JOB="jobs:ok")) == {
+        "--env-file"
+    }
+
+
+def test_a_file_of_several_jobs(cli, tmp_path):
+    path = tmp_path / "jobs.toml"
+    path.write_text(
+        """
+        [jobs.first]
+        job = "jobs:environment"
+        rss_ceiling = "100MB"
+        env = {MY_NAME = "one"}
+        [jobs.second]
+        job = "jobs:environment"
+        [jobs.second.env]
+        MY_NAME = "two"
+        """
+    )
+    done = cli.run("once", SUPERVISOR_JOBS_FILE=str(path), SUPERVISOR_MAX_WORKERS="2")
+    assert done.code == 0
+    seen = {report["job"]: report for report in done.reports}
+    assert seen["first"]["summary"] == {"MY_NAME": "one"}
+    assert seen["second"]["summary"] == {"MY_NAME": "two"}
+    assert seen["first"]["rss_ceiling_bytes"] == 100_000_000
+    assert seen["second"]["rss_ceiling_bytes"] == 512_000_000
+
+
+def test_faults_of_a_jobs_file_name_the_job(cli, tmp_path):
+    path = tmp_path / "jobs.toml"
+    path.write_text(
+        '[jobs.one]\ninterval = "soon"\n[jobs.two]\ncolour = "red"\n[jobs.three]\njob = "worker.job:sync"\n'
+    )
+    done = cli.run("once", SUPERVISOR_JOBS_FILE=str(path))
+    assert done.code == 78
+    assert "SUPERVISOR_INTERVAL of [jobs.one]" in done.err
+    assert "colour" in done.err
+    assert "REDCAP_API_URL of [jobs.three]" in done.err
