@@ -48,7 +48,10 @@ def sync(cycle: Cycle) -> dict[str, Any]:
         sink = open_sink(sink_settings.sink, cycle.state_dir)
         try:
             client = Client(redcap, cycle.remaining_s)
-            return Sync(cycle, redcap, sink_settings, client, sink).run()
+            try:
+                return Sync(cycle, redcap, sink_settings, client, sink).run()
+            finally:
+                client.close()
         finally:
             sink.close()
     except (SyncError, MemoryError):
@@ -186,7 +189,8 @@ class Sync:
 
     def _begin(self, before: Checkpoint, started_at: datetime) -> datetime:
         assert before.synced_until is not None
-        begin = before.synced_until - timedelta(seconds=self.redcap.overlap)
+        # The server compares whole seconds, and "after" leaves out the very second.
+        begin = before.synced_until - timedelta(seconds=self.redcap.overlap + 1)
         if self.redcap.timezone:
             return begin_local(begin, started_at, ZoneInfo(self.redcap.timezone))
         then_s = before.utc_offset_s if before.utc_offset_s is not None else self.offset_s

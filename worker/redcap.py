@@ -73,6 +73,10 @@ class Client:
         system = ssl.get_default_verify_paths().cafile
         self._session.verify = str(self.settings.ca_bundle or system or True)
 
+    def close(self) -> None:
+        """Close the connection."""
+        self._session.close()
+
     def table(self, content: str, **parameters: str | Iterable[str]) -> list[Row]:
         """Return a small answer whole: metadata, events, a log's window."""
         return self.read(content, parameters, list)

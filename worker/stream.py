@@ -7,6 +7,7 @@ quadratic time, a number that crashes its parser.
 
 import codecs
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ ROW_MAX_CHARACTERS = 64 * 1024 * 1024  # one row; a REDCap note holds at most so
 OBJECT_MAX_CHARACTERS = 1_000_000
 # An incomplete token at the end of the window is at most a \uXXXX\uXXXX escape.
 _TOKEN_MAX = 16
-_BLANK = " \t\r\n"
+_BLANKS = re.compile(r"[ \t\r\n]*")
 
 Row = dict[str, Any]
 Read = Callable[[], bytes]  # the next piece of the body; empty at its end
@@ -95,8 +96,7 @@ class _Window:
     def next_character(self) -> str:
         """Return the next character that is no blank, without taking it; empty at the end."""
         while True:
-            while self.position < len(self.text) and self.text[self.position] in _BLANK:
-                self.position += 1
+            self.position = _BLANKS.match(self.text, self.position).end()  # type: ignore[union-attr]
             if self.position < len(self.text):
                 return self.text[self.position]
             if not self.more() and self.position >= len(self.text):

@@ -21,7 +21,7 @@ def begin_local(begin: datetime, end: datetime, zone: tzinfo) -> datetime:
     moment = begin
     while moment < end:
         following = min(moment + _HOUR, end)
-        if following.astimezone(zone).utcoffset() != moment.astimezone(zone).utcoffset():
+        if _offset(following, zone) != _offset(moment, zone):
             earliest = min(earliest, _local(_change(moment, following, zone), zone))
         moment = following
     return earliest
@@ -42,12 +42,17 @@ def _local(moment: datetime, zone: tzinfo) -> datetime:
     return moment.astimezone(zone).replace(tzinfo=None)
 
 
+def _offset(moment: datetime, zone: tzinfo) -> timedelta:
+    # Not utcoffset(): of the hour that comes twice it needs `fold`, which copies easily lose.
+    return _local(moment, zone) - moment.replace(tzinfo=None)
+
+
 def _change(before: datetime, after: datetime, zone: tzinfo) -> datetime:
     """Return the first second with the later offset, between two moments an hour apart."""
-    old = before.astimezone(zone).utcoffset()
+    old = _offset(before, zone)
     while after - before > timedelta(seconds=1):
         middle = before + (after - before) / 2
-        if middle.astimezone(zone).utcoffset() == old:
+        if _offset(middle, zone) == old:
             before = middle
         else:
             after = middle

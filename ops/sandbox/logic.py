@@ -117,14 +117,21 @@ def _compare(left: str, sign: str, right: str) -> bool:
         "<=": lambda a, b: a <= b,  # type: ignore[operator]
         ">=": lambda a, b: a >= b,  # type: ignore[operator]
     }
+    numbers = [_number(left), _number(right)]
+    if None not in numbers:
+        return how[sign](*numbers)
+    if numbers == [None, None]:
+        return how[sign](left, right)  # dates and texts
+    return False  # a missing-data code is neither more nor less than a number
+
+
+def _number(text: str) -> float | None:
     try:
-        return how[sign](float(left), float(right))
+        return float(text)
     except ValueError:
-        return how[sign](left, right)
+        return None
 
 
 def _numbers(left: str, right: str, how: Callable[[float, float], bool]) -> bool:
-    try:
-        return how(float(left), float(right))
-    except ValueError:
-        return False
+    one, other = _number(left), _number(right)
+    return one is not None and other is not None and how(one, other)

@@ -1,0 +1,136 @@
+"""The sync under the supervisor, as users run it: killed, ended, stopped; and nothing leaks."""
+
+import json
+import random
+import signal
+
+import psutil
+import pytest
+
+from tests.conftest import wait_until
+from tests.sync.conftest import TOKEN
+
+
+@pytest.fixture
+def env(world, cli):
+    """Point the command line at the sandbox and its database."""
+    cli.env |= {
+        "REDCAP_API_URL": world.server.url,
+        "REDCAP_API_TOKEN": TOKEN,
+        "REDCAP_MAX_RATE": "600",
+        "REDCAP_RETRIES": "0",
+    }
+    world.state_dir.rmdir()
+    world.state_dir = cli.state_dir
+    return cli
+
+
+def test_one_command_syncs_a_project(world, env):
+    done = env.run("once")
+    assert done.code == 0
+    report = done.report
+    assert report["job"] == "sync"
+    assert report["summary"]["records"] == 60
+    assert report["summary"]["mode"] == "full"
+    world.assert_exact()
+    assert env.run("once").report["summary"]["mode"] == "incremental"
+    assert env.run("once", "--full").report["summary"]["mode"] == "full"
+    assert (env.state_dir / "redcap.db").stat().st_mode & 0o777 == 0o600
+    (cycle_id,) = world.query("SELECT cycle_id FROM cycles ORDER BY finished_at LIMIT 1")[0]
+    assert cycle_id == report["cycle_id"]
+
+
+def test_a_kill_at_any_moment_loses_nothing_and_doubles_nothing(world, env):
+    """SIGKILL to the worker, again and again, while the project changes."""
+    chance = random.Random(3)
+    service = env.start("run", SUPERVISOR_INTERVAL="0.2s", REDCAP_BATCH_SIZE="7")
+    try:
+        wait_until((env.state_dir / "lock").exists)  # before it, the only child reads the settings
+        for _ in range(25):
+            workers = wait_until(lambda: psutil.Process(service.pid).children())
+            world.api.changes.churn(chance)
+            if chance.random() < 0.7:
+                psutil.wait_procs(workers, timeout=chance.uniform(0, 0.8))
+                for worker in workers:
+                    if worker.is_running():
+                        worker.kill()
+        service.send_signal(signal.SIGTERM)
+    finally:
+        done = env.finish(service)
+    assert done.code == 0
+    outcomes = {report["outcome"] for report in done.reports}
+    assert "crashed" in outcomes
+    assert env.run("once").code == 0
+    assert env.run("once").code == 0
+    world.assert_exact()
+
+
+def test_a_runaway_in_mid_sync_is_made_good_by_the_next_cycle(world, env):
+    assert env.run("once", REDCAP_BATCH_SIZE="10").code == 0
+    chance = random.Random(4)
+    for _ in range(80):
+        world.api.changes.churn(chance)
+    done = env.run(
+        "once", SUPERVISOR_JOB="runaway:sync", SUPERVISOR_RSS_CEILING="150MB", REDCAP_BATCH_SIZE="5"
+    )
+    assert done.report["outcome"] == "ceiling"
+    assert env.run("once").code == 0
+    world.assert_exact()
+
+
+@pytest.mark.parametrize(
+    ("variables", "fault", "error_type", "says"),
+    [
+        ({"REDCAP_API_URL": "http://127.0.0.1:9/api/"}, "", "ServerUnreachable", "REDCAP_API_URL"),
+        ({"REDCAP_API_TOKEN": "F" * 32}, "", "TokenRefused", "REDCAP_API_TOKEN"),
+        ({}, "html", "NotRedcap", "REDCAP_API_URL"),
+        ({}, "truncated", "AnswerCutOff", "ended"),
+        ({}, "cut", "AnswerCutOff", "broke"),
+        ({}, "500", "ServerFailed", "maintenance"),
+    ],
+)
+def test_a_failed_cycle_says_what_to_do_and_the_next_does_it_again(
+    world, env, variables, fault, error_type, says
+):
+    if fault:
+        world.server.faults.add(fault)
+    done = env.run("once", **variables)
+    assert done.code == 1
+    assert done.report["outcome"] == "failed"
+    assert done.report["error"]["type"] == error_type
+    assert says in done.report["error"]["message"]
+    assert TOKEN not in done.err + json.dumps(done.journal)
+    world.server.faults.clear()
+    assert env.run("once").code == 0
+    world.assert_exact()
+
+
+def test_no_value_and_no_token_in_any_log_error_or_report(world, env):
+    canary = "Canary-Müller-4711"
+    for number in range(1, 61):
+        row = {"record_id": str(number), "redcap_event_name": "enrolment_arm_1", "first_name": canary}
+        world.api.changes.put([row])
+    said = ""
+    for fault in ("", "truncated:3", "duplicate-keys:4", "control-characters:4", "lost-rows:2", "rubbish:3"):
+        world.server.faults.clear()
+        if fault:
+            world.server.faults.add(fault)
+        done = env.run("once", "--full", SUPERVISOR_LOG_LEVEL="DEBUG")
+        said += done.out + done.err + (env.state_dir / "cycles.jsonl").read_text()
+    assert canary not in said
+    assert "4711" not in said
+    assert TOKEN not in said
+    assert said.count('"event":"cycle"') >= 6
+
+
+def test_a_stop_in_mid_sync_is_a_clean_drain(world, env):
+    world.server.faults.add("drip:7")  # the seventh answer takes for ever
+    service = env.start("run", SUPERVISOR_GRACE="1s", REDCAP_BATCH_SIZE="10")
+    wait_until(lambda: len(world.api.requests) >= 7)
+    service.send_signal(signal.SIGTERM)
+    done = env.finish(service)
+    assert done.code == 0
+    assert done.report["outcome"] == "stopped"
+    world.server.faults.clear()
+    assert env.run("once").code == 0
+    world.assert_exact()
