@@ -4,6 +4,7 @@
 """
 
 import faulthandler
+import gc
 import importlib
 import inspect
 import os
@@ -18,6 +19,7 @@ from typing import Any, NoReturn
 
 from supervisor import failure, messages, prctl, tree
 from supervisor.cycle import Cycle
+from supervisor.signals import HANDLED
 
 # RLIMIT_DATA counts private writable mappings whether they are touched or not, and every
 # thread maps 8 MB of stack: so the backstop stands well above the ceiling.
@@ -59,6 +61,8 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> N
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":
                 messages.send(channel, _run(message, channel, spec))
+                if message["last"]:
+                    break  # no need to wait for the supervisor to say so
         code = 0
     except BaseException as error:
         # What a job raises is caught in `_run`, so this is a defect of ours or of the system.
@@ -69,6 +73,7 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> N
 
 
 def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> None:
+    gc.freeze()  # a collection here would write into, and so copy, every page shared with the parent
     os.setsid()  # Ctrl-C of the terminal is the supervisor's affair
     _default_signals()
     _die_with(spec.parent_pid, spec.start_method)
@@ -96,14 +101,7 @@ def _default_signals() -> None:
     # The supervisor's wake-up descriptor is shared by the fork: a signal to this process would
     # write into it, and the supervisor would take it for its own.
     signal.set_wakeup_fd(-1)
-    for number in (
-        signal.SIGTERM,
-        signal.SIGHUP,
-        signal.SIGUSR1,
-        signal.SIGUSR2,
-        signal.SIGCHLD,
-        signal.SIGQUIT,
-    ):
+    for number in HANDLED:
         signal.signal(number, signal.SIG_DFL)
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -129,14 +127,14 @@ def _close_all_but(keep: set[int]) -> None:
 def _prefer_as_oom_victim() -> None:
     # Raising one's own score needs no privilege (proc(5)); a kernel that kills must not
     # choose the supervisor.
-    with open("/proc/self/oom_score_adj", "r+", encoding="ascii") as score:
-        current = int(score.read())
-        score.seek(0)
-        score.write(str(min(1000, current + 500)))
+    score = os.open("/proc/self/oom_score_adj", os.O_RDWR)
+    current = int(os.read(score, 16))
+    os.pwrite(score, b"%d" % min(1000, current + 500), 0)
+    os.close(score)
 
 
 def _limit_memory(ceiling_bytes: int) -> None:
-    soft = tree.vm_bytes("VmData") + ceiling_bytes + ceiling_bytes // 4 + BACKSTOP_MARGIN_BYTES
+    soft = tree.data_bytes() + ceiling_bytes + ceiling_bytes // 4 + BACKSTOP_MARGIN_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
     if hard != resource.RLIM_INFINITY:
         soft = min(soft, hard)
@@ -166,7 +164,7 @@ def _run(message: messages.Message, channel: socket.socket, spec: Spec) -> messa
         result |= {"ok": False, "error": failure.describe(error)}
     result |= {
         "saw_stopping": cycle.saw_stopping,
-        "peak_rss_bytes": tree.vm_bytes("VmHWM"),
+        "peak_rss_bytes": tree.own_peak_rss_bytes(forked=spec.start_method == "fork"),
     }
     return result
 

@@ -3,6 +3,7 @@
 Start reading at `Supervisor.run`. Whatever is heavy happens in a worker; the loop waits.
 """
 
+import gc
 import logging
 import os
 import random
@@ -93,6 +94,8 @@ class Supervisor:
 
     def run(self) -> int:
         """Run until all is done; return the exit code."""
+        gc.collect()
+        gc.freeze()  # a collection in a forked child leaves the pages that it shares with us alone
         with Signals() as signals:
             while not self._finished():
                 self._start_what_is_due()

@@ -17,6 +17,7 @@ from supervisor.run import Run, is_result
 from supervisor.start import KILL_PATIENCE_S, start
 from supervisor.verdict import Cause, judge, of_the_job
 
+FIRST_LOOK_S = 0.005
 LAST_WORDS_MAX_BYTES = 16_384
 # Of two signals that wait, the kernel lets the fatal one win before the other's handler has run:
 # so the worker is asked for its traceback this long before it gets SIGTERM.
@@ -249,7 +250,8 @@ class Worker:
 
     def _send_cycle(self) -> None:
         assert self.run is not None
-        self._look_s = self._clock.now_s()
+        # Nothing grows before the job is imported: the first look must not compete with that.
+        self._look_s = self._clock.now_s() + FIRST_LOOK_S
         self._send(
             {
                 "kind": "cycle",
@@ -258,6 +260,7 @@ class Worker:
                 "deadline_s": self.run.deadline_s,
                 "full": self.run.full,
                 "arguments": self.run.arguments,
+                "last": self.cycles_served == self.job.cycles_per_worker,
             }
         )
 
@@ -272,8 +275,9 @@ class Worker:
         run = self.run
         assert run is not None
         outcome, _ = judge(run.evidence)
-        self.rss_bytes = tree.tree_rss_bytes(self.pid)
-        run.peak_rss_bytes = max(run.peak_rss_bytes, self.rss_bytes)
+        if self.job.cycles_per_worker != 1:  # else it goes whatever it holds
+            self.rss_bytes = tree.tree_rss_bytes(self.pid)
+            run.peak_rss_bytes = max(run.peak_rss_bytes, self.rss_bytes)
         run.recycled = memory.recycle_reason(
             outcome=outcome,
             cycles_served=self.cycles_served,

@@ -13,6 +13,7 @@ from multiprocess import reduction
 
 from supervisor import inside, messages
 from supervisor.plan import JobPlan
+from supervisor.signals import HANDLED
 
 KILL_PATIENCE_S = 1.0  # a killed process in uninterruptible sleep stays: say so, try again
 
@@ -87,8 +88,7 @@ def start(job: JobPlan, state_dir: str) -> Child:
     # A signal between the fork and the child's own handlers would run ours, in the child. What is
     # exec'd has none of our handlers, and a fork server must not inherit the mask.
     forked = job.start_method == "fork"
-    mask = signal.valid_signals() if forked else set()
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, mask)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED if forked else ())
     try:
         process.start()
         pidfd = os.pidfd_open(process.pid)

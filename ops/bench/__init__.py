@@ -1,0 +1,1 @@
+"""The proofs behind the README's figures: `./ops/start bench NAME`."""

@@ -1,0 +1,24 @@
+"""Run one of the proofs by name."""
+
+import importlib
+import sys
+
+PROOFS = {
+    "parent": "what the supervisor itself holds, and what 300 cycles add to it",
+    "cycle": "what an empty cycle costs over a bare fork",
+}
+
+
+def main() -> int:
+    """Run the proof that is named; return 0 when its goals are met."""
+    if len(sys.argv) < 2 or sys.argv[1] not in PROOFS:
+        print(
+            "usage: ops/start bench NAME\n"
+            + "\n".join(f"  {name:<8} {text}" for name, text in PROOFS.items())
+        )
+        return 2
+    return int(importlib.import_module(f"ops.bench.{sys.argv[1]}").main())
+
+
+if __name__ == "__main__":
+    sys.exit(main())
