@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
-from supervisor import failure, messages, prctl, tree
+from supervisor import failure, libc, messages, tree
 from supervisor.cycle import Cycle
 from supervisor.signals import HANDLED
 
@@ -87,9 +87,9 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     faulthandler.register(_LAST_WORDS_SIGNAL, file=words_fd, all_threads=True)
     _limit_memory(spec.rss_ceiling_bytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    prctl.forbid_dumps()  # a piped core_pattern does not ask RLIMIT_CORE (core(5))
+    libc.forbid_dumps()  # a piped core_pattern does not ask RLIMIT_CORE (core(5))
     # What the job starts stays below the worker even when its own parent ends.
-    prctl.adopt_orphans()
+    libc.adopt_orphans()
     os.umask(0o077)
     for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
         os.environ.pop(name, None)  # else any library may speak to systemd for the service
@@ -107,7 +107,7 @@ def _default_signals() -> None:
 
 
 def _die_with(parent_pid: int, start_method: str) -> None:
-    prctl.die_with_parent(signal.SIGKILL)
+    libc.die_with_parent(signal.SIGKILL)
     # It may have died between the fork and the line above. With forkserver the parent is the
     # fork server, which ends when the supervisor does.
     if start_method != "forkserver" and os.getppid() != parent_pid:

@@ -8,12 +8,11 @@ import logging
 import os
 import random
 import signal
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
 
-from supervisor import log, orphans, report, tree
+from supervisor import libc, log, orphans, report, tree
 from supervisor.clock import Clock, rfc3339
 from supervisor.life import State
 from supervisor.messages import Message
@@ -95,6 +94,7 @@ class Supervisor:
     def run(self) -> int:
         """Run until all is done; return the exit code."""
         gc.collect()
+        libc.trim_heap()
         gc.freeze()  # a collection in a forked child leaves the pages that it shares with us alone
         with Signals() as signals:
             while not self._finished():
@@ -145,7 +145,7 @@ class Supervisor:
         post.cycles += 1
         run = Run(
             number=post.cycles,
-            id=str(uuid.uuid4()),
+            id=tree.random_uuid(),
             full=self._full,
             started_at=self._clock.wall(),
             started_s=now_s,

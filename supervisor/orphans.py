@@ -5,7 +5,7 @@ import os
 import select
 import signal
 
-from supervisor import log, prctl, tree
+from supervisor import libc, log, tree
 
 PATIENCE_S = 1.0
 
@@ -19,7 +19,7 @@ class Orphans:
     """
 
     def __init__(self) -> None:
-        prctl.adopt_orphans()
+        libc.adopt_orphans()
         self._strangers = set(tree.children(os.getpid()))
 
     def end(self, ours: set[int]) -> int:

@@ -99,6 +99,11 @@ def own_peak_rss_bytes(*, forked: bool) -> int:
     return 0
 
 
+def random_uuid() -> str:
+    """Return a random UUID of the kernel's: `import uuid` brings `platform` along, half a megabyte."""
+    return _read("/proc/sys/kernel/random/uuid").decode().strip()
+
+
 def kill_tree(pid: int) -> None:
     """Send SIGKILL to an unreaped worker and to all that descend from it.
 

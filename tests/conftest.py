@@ -14,13 +14,13 @@ from typing import Any
 import psutil
 import pytest
 
-from supervisor import prctl
+from supervisor import libc
 
 ROOT = Path(__file__).parent.parent
 JOBS = Path(__file__).parent / "processes"
 
 # Whoever is orphaned by a test becomes a child of the test run, where `nothing_left` sees it.
-prctl.adopt_orphans()
+libc.adopt_orphans()
 
 
 def wait_until(condition: Callable[[], Any], patience_s: float = 20.0) -> Any:
