@@ -3,6 +3,7 @@
 import json
 import logging
 import os
+import textwrap
 from typing import Any
 
 from supervisor import log
@@ -58,7 +59,10 @@ def log_line(report: Report) -> None:
     """Write the report to the log: whole as JSON, the gist as text."""
     level = logging.INFO if report["outcome"] in ("ok", "stopped") else logging.ERROR
     fields = {key: value for key, value in report.items() if key != "event"}
-    log.say("cycle", level, gist(report), **fields)
+    text = gist(report)
+    if report["error"] and report["error"]["traceback"]:
+        text += "\n" + textwrap.indent(report["error"]["traceback"], " " * 10)
+    log.say("cycle", level, text, **fields)
 
 
 def gist(report: Report) -> str:
