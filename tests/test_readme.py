@@ -9,7 +9,7 @@ from tests.conftest import ROOT
 from worker.settings import RedcapSettings, SyncSettings, seconds
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROWS = dict(re.findall(r"^\| (`(?:SUPERVISOR|REDCAP|SYNC)_[^|]+?) \| ([^|]*?) \|", README, re.MULTILINE))
+ROWS = dict(re.findall(r"^\| (`(?:SUPERVISOR|REDCAP|SYNC)_[^|]+?) \|([^|]*)\|", README, re.MULTILINE))
 DEFAULTS = {name: default for cell, default in ROWS.items() for name in re.findall(r"`([A-Z_]+)`", cell)}
 MODELS = (("SUPERVISOR_", Settings), ("REDCAP_", RedcapSettings), ("SYNC_", SyncSettings))
 FIELDS = {
@@ -23,7 +23,7 @@ def test_every_setting_is_in_the_table_and_nothing_else():
 
 @pytest.mark.parametrize("name", sorted(FIELDS))
 def test_the_default_in_the_table_is_the_default(name):
-    shown = DEFAULTS[name].strip("`")
+    shown = DEFAULTS[name].strip(" `")
     default = FIELDS[name].get_default()
     if isinstance(default, bool | str) and default != "":
         assert shown == str(default).lower() or shown == default
