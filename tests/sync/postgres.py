@@ -4,9 +4,9 @@ import contextlib
 import importlib.util
 import os
 import pwd
+import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,19 +25,18 @@ def _binaries() -> Path:
     return Path(spec.origin).parent / "pginstall" / "bin"
 
 
-# Popen's preexec_fn is not for a process that has threads, as this one with its sandbox.
-_DIES_WITH_US = (
-    "import os, signal, sys; from supervisor import libc; "
-    "libc.die_with_parent(signal.SIGKILL); os.execv(sys.argv[1], sys.argv[1:])"
-)
-
-
 def _unprivileged() -> dict[str, Any]:
     """Return whom to be: initdb and postgres refuse to run as root."""
     if os.getuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _dying_with_us() -> list[str]:
+    """Return what goes before a command that must not outlive a killed test run (util-linux has it)."""
+    found = shutil.which("setpriv")
+    return [found, "--pdeathsig", "KILL"] if found else []
 
 
 @contextlib.contextmanager
