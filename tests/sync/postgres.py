@@ -56,9 +56,7 @@ def server() -> Iterator[str]:
         )
         process = subprocess.Popen(
             [
-                sys.executable,
-                "-c",
-                _DIES_WITH_US,
+                *_dying_with_us(),
                 _binaries() / "postgres",
                 "-D",
                 data,
