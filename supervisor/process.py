@@ -9,13 +9,13 @@ import os
 import signal
 from collections.abc import Callable
 
-from supervisor import life, memory, messages, tree
+from supervisor import life, memory, messages, oom, tree
 from supervisor.clock import Clock
 from supervisor.life import Event, State
 from supervisor.plan import JobPlan
 from supervisor.run import Run, is_result
 from supervisor.start import KILL_PATIENCE_S, start
-from supervisor.verdict import Cause, judge, of_the_job
+from supervisor.verdict import Cause, Evidence, judge, of_the_job
 
 FIRST_LOOK_S = 0.005
 LAST_WORDS_MAX_BYTES = 16_384
@@ -47,6 +47,8 @@ class Worker:
         self._on_progress = on_progress
         self._listening = False  # the child has its handler for the last-words signal
         self._spoke = False  # last words were asked for in this cycle
+        self._signalled_s: float | None = None  # when the supervisor first acted against it
+        self._oom_kills: int | None = None  # of the control group, at the cycle's start
         self._drain_s: float | None = None
         self._patience_s: float | None = None
         self._look_s = clock.now_s()
@@ -84,6 +86,8 @@ class Worker:
         self.cycles_served += 1
         run.worker_pid, run.worker_cycles = self.pid, self.cycles_served
         self._spoke = False
+        self._signalled_s = None
+        self._oom_kills = oom.kills()
         os.ftruncate(self._child.words_fd, 0)
         self._happens(Event.ASSIGN)
 
@@ -151,8 +155,6 @@ class Worker:
         if self.run:
             self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, self.rss_bytes)
         if self.rss_bytes > ceiling_bytes:
-            if self.run and self.state is not State.KILLING:
-                self.run.evidence.rss_at_kill_bytes = self.rss_bytes
             self._note_cause(
                 "ceiling",
                 f"the worker's tree held {self.rss_bytes:,} bytes, above the ceiling of {ceiling_bytes:,}: "
@@ -224,6 +226,8 @@ class Worker:
         what = life.action(self.state, event)
         kept = what is life.Action.SETTLE and self._settle()
         before, self.state = self.state, life.following(self.state, event, kept=kept)
+        if what in (life.Action.TERMINATE, life.Action.KILL) and self._signalled_s is None:
+            self._signalled_s = self._clock.now_s()
         match what:
             case life.Action.SEND_CYCLE:
                 self._send_cycle()
@@ -324,7 +328,7 @@ class Worker:
             self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, peak_rss_bytes)
             if self.run.recycled is None:
                 self.run.recycled = None if self._drain_s is not None else "failure"
-            self.run.evidence.last_words = self._last_words()
+            self._account(self.run.evidence, self.run.peak_rss_bytes)
         self._end_run()
         for fd in (self.output_fd, self._child.words_fd, self.pidfd):
             if fd >= 0:
@@ -334,6 +338,17 @@ class Worker:
         self._look_s = float("inf")
         self.rss_bytes = 0
 
-    def _last_words(self) -> str:
+    def _account(self, seen: Evidence, peak_rss_bytes: int) -> None:
+        seen.last_words = self.last_words()
+        if self._signalled_s is not None:
+            seen.ended_in_s = self._clock.now_s() - self._signalled_s
+        if seen.cause == "ceiling":
+            seen.over_ceiling_bytes = peak_rss_bytes - self.job.rss_ceiling_bytes
+        now = oom.kills()
+        if now is not None and self._oom_kills is not None:
+            seen.oom_kills = now - self._oom_kills
+
+    def last_words(self) -> str:
+        """Return what faulthandler wrote down in this cycle: files, lines and functions."""
         words = os.pread(self._child.words_fd, LAST_WORDS_MAX_BYTES, 0)
         return of_the_job(words.decode("utf-8", "replace"))

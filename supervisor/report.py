@@ -48,6 +48,8 @@ def build(
         "signal": signal_name(os.WTERMSIG(seen.wait_status))
         if killed and seen.wait_status is not None
         else None,
+        "over_ceiling_bytes": seen.over_ceiling_bytes,
+        "ended_in_s": None if seen.ended_in_s is None else round(seen.ended_in_s, 4),
         "missed_ticks": missed_ticks,
         "next_at": next_at,
         "summary": seen.result["summary"] if seen.result and seen.result["ok"] else {},

@@ -1,5 +1,6 @@
 """Start a worker's process by any start method of multiprocess, and reap it."""
 
+import fcntl
 import os
 import signal
 import socket
@@ -72,6 +73,8 @@ def start(job: JobPlan, state_dir: str) -> Child:
     output_fd, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(output_theirs, True)
     words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
+    # The offset is shared with the child: without this, what comes after a truncation leaves a hole.
+    fcntl.fcntl(words_fd, fcntl.F_SETFL, os.O_APPEND)
     spec = inside.Spec(
         name=job.name,
         target=job.target,

@@ -22,17 +22,21 @@ class Evidence:
     detail: str = ""  # figures of the cause, in words
     wait_status: int | None = None  # as of wait(2); None while the worker lives
     last_words: str = ""  # what faulthandler wrote: files, lines and functions
-    rss_at_kill_bytes: int = 0
+    over_ceiling_bytes: int | None = None  # the most that the tree was above it, when that ended it
+    ended_in_s: float | None = None  # from the supervisor's first signal to the reaping
+    oom_kills: int = 0  # of the kernel's, in our control group, while the cycle ran
 
 
 def judge(seen: Evidence) -> tuple[Outcome, dict[str, str] | None]:
     """Return the outcome and the error (`type`, `message`, `traceback`), None when all is well."""
     if seen.cause in ("ceiling", "timeout", "stopped") and not _done(seen):
         outcome: Outcome = seen.cause
-        return outcome, _error(_TYPES[seen.cause], seen.detail, seen.last_words)
+        return outcome, _error(_TYPES[seen.cause], _detail(seen), seen.last_words)
     if seen.result is None:
         if seen.cause == "protocol":
             return "crashed", _error("ProtocolError", seen.detail, seen.last_words)
+        if seen.oom_kills and seen.cause is None and _killed_by(seen) == signal.SIGKILL:
+            return "oom", _error("KilledByKernel", _OOM.format(seen.oom_kills), seen.last_words)
         return "crashed", _error("WorkerDied", _death(seen), seen.last_words)
     if not seen.result["ok"]:
         return "failed", dict(seen.result["error"])
@@ -50,8 +54,30 @@ _TYPES: dict[str, str] = {
 }
 
 
+_OOM = (
+    "the kernel's OOM killer ended {} process(es) of this control group during the cycle, the worker among them: "
+    "lower SUPERVISOR_RSS_CEILING below what the group may hold, or give the group more memory"
+)
+
+
+def _killed_by(seen: Evidence) -> int | None:
+    killed = seen.wait_status is not None and os.WIFSIGNALED(seen.wait_status)
+    return os.WTERMSIG(seen.wait_status) if killed and seen.wait_status is not None else None
+
+
 def _done(seen: Evidence) -> bool:
     return seen.result is not None and bool(seen.result["ok"])
+
+
+def _detail(seen: Evidence) -> str:
+    if seen.ended_in_s is None:
+        return seen.detail
+    over = (
+        ""
+        if seen.over_ceiling_bytes is None
+        else f" it was {seen.over_ceiling_bytes:,} bytes above at most, and"
+    )
+    return f"{seen.detail};{over or ' it was'} gone after {seen.ended_in_s * 1000:.0f} ms"
 
 
 def _error(kind: str, message: str, traceback: str) -> dict[str, str]:

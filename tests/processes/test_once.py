@@ -24,6 +24,8 @@ KEYS = {
     "exit_code",
     "signal",
     "missed_ticks",
+    "over_ceiling_bytes",
+    "ended_in_s",
     "next_at",
     "summary",
     "error",
