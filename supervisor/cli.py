@@ -6,33 +6,22 @@ import os
 import sys
 from collections.abc import Sequence
 
-from supervisor import __version__, lock, log, report
-from supervisor.clock import Clock
+from supervisor import __version__, configure, lock, log, report
 from supervisor.console import Console
 from supervisor.loop import Supervisor
-from supervisor.plan import JobPlan, Plan, from_message
-from supervisor.verdict import judge
-from supervisor.wait import call
+from supervisor.plan import Plan
+from supervisor.systemd import Notifier
 
 EX_TEMPFAIL = 75
 EX_CONFIG = 78
-
-# Reading the settings imports the job, to ask it for its own: what that needs, not more.
-_SETTINGS_JOB = JobPlan(
-    name="settings",
-    target="supervisor.settings:load",
-    rss_ceiling_bytes=1_000_000_000,
-    cycle_timeout_s=120.0,
-    grace_s=2.0,
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     arguments = _parser().parse_args(argv)
     try:
-        plan = load_plan(arguments.env_file)
-    except ConfigError as error:
+        plan = configure.load(arguments.env_file)
+    except configure.ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
     log.set_up(log.resolve_format(plan.log_format), plan.log_level)
@@ -43,40 +32,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EX_TEMPFAIL
     except OSError as error:
         print(
-            _faults([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]), file=sys.stderr
+            configure.listed([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]),
+            file=sys.stderr,
         )
         return EX_CONFIG
     try:
-        return _run(plan, once=arguments.command == "once", full=getattr(arguments, "full", False))
+        return _run(plan, arguments)
     finally:
         os.close(lock_fd)
 
 
-class ConfigError(Exception):
-    """The configuration is invalid; the text lists every fault by variable."""
-
-
-def load_plan(env_file: str | None) -> Plan:
-    """Have the settings read and checked in a child. Raises ConfigError."""
-    run = call(_SETTINGS_JOB, {"env_file": env_file}, Clock())
-    outcome, error = judge(run.evidence)
-    if outcome != "ok" or run.evidence.result is None:
-        seen = error or {"type": outcome, "message": "", "traceback": ""}
-        raise ConfigError(
-            f"redcap-sync: the settings could not be read: {seen['type']}: {seen['message']}\n{seen['traceback']}"
-        )
-    answer = run.evidence.result["summary"]
-    if "faults" in answer:
-        raise ConfigError(_faults([(fault["variable"], fault["message"]) for fault in answer["faults"]]))
-    return from_message(answer["plan"])
-
-
-def _faults(faults: list[tuple[str, str]]) -> str:
-    lines = [f"  {variable}: {message}" for variable, message in faults]
-    return "\n".join(["redcap-sync: the configuration is invalid:", *lines])
-
-
-def _run(plan: Plan, *, once: bool, full: bool) -> int:
+def _run(plan: Plan, arguments: argparse.Namespace) -> int:
+    once = arguments.command == "once"
     console = Console(sys.stderr)
     journal = report.Journal(plan.state_dir)
 
@@ -89,7 +56,15 @@ def _run(plan: Plan, *, once: bool, full: bool) -> int:
             log.say("journal", logging.ERROR, f"the journal can't be written: {error}", error=str(error))
 
     try:
-        supervisor = Supervisor(plan, once=once, full=full, on_report=on_report, on_progress=console.progress)
+        supervisor = Supervisor(
+            plan,
+            once=once,
+            full=getattr(arguments, "full", False),
+            env_file=arguments.env_file,
+            notifier=Notifier(os.environ),
+            on_report=on_report,
+            on_progress=console.progress,
+        )
         if not once:
             jobs = ", ".join(f"{job.name} every {job.interval_s:g} s" for job in plan.jobs)
             log.say("started", text=f"started: {jobs}", pid=os.getpid(), version=__version__)

@@ -11,6 +11,7 @@ import signal
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Any
 
 from supervisor import libc, log, orphans, report, tree
 from supervisor.clock import Clock, rfc3339
@@ -19,10 +20,12 @@ from supervisor.messages import Message
 from supervisor.output import Lines
 from supervisor.plan import JobPlan, Plan
 from supervisor.process import Worker
+from supervisor.reload import Reload
 from supervisor.run import Run
 from supervisor.schedule import Schedule
 from supervisor.signals import Signals
 from supervisor.start import helper_pids
+from supervisor.systemd import Notifier
 from supervisor.verdict import judge
 from supervisor.wait import wait
 
@@ -32,6 +35,7 @@ EX_BREAKER = 70
 
 # A wait is bounded: poll(2) counts on a clock that stands still while the machine is suspended.
 WAIT_MAX_S = 60.0
+WORDS_PATIENCE_S = 0.1  # a worker's handler needs a moment to write its traceback down
 
 
 @dataclass(slots=True)
@@ -45,6 +49,14 @@ class Post:
     cycles: int = 0
     missed_ticks: int = 0
     all_ok: bool = True
+
+    wanted: bool = True  # false: its job is not in the plan any more
+
+    def take(self, job: JobPlan, now_s: float) -> None:
+        """Go on with changed settings: from the next cycle on, in a fresh worker."""
+        if (job.interval_s, job.max_failures) != (self.job.interval_s, self.job.max_failures):
+            self.schedule = Schedule(job.interval_s, now_s + job.interval_s, job.max_failures)
+        self.job = job
 
     @property
     def busy(self) -> bool:
@@ -61,6 +73,8 @@ class Supervisor:
         *,
         once: bool = False,
         full: bool = False,
+        env_file: str | None = None,
+        notifier: Notifier | None = None,
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
         on_report: Callable[[report.Report], None] = lambda report: None,
@@ -69,6 +83,7 @@ class Supervisor:
         self._plan = plan
         self._once = once
         self._full = full
+        self._notifier = notifier or Notifier({})
         self._clock = clock or Clock()
         self._chance = chance
         self._on_report = on_report
@@ -76,20 +91,29 @@ class Supervisor:
         self._stop_asked = 0
         self._broken = False
         self._orphans = orphans.Orphans()
-        start_s = self._clock.now_s()
-        self._posts = [
+        self._reload = Reload(env_file, self._clock)
+        self._look_around_s: float | None = None  # when to log what SIGUSR2 asked for
+        self._posts: list[Post] = []
+        self._take_up(plan)
+
+    def _take_up(self, plan: Plan) -> None:
+        """Make the posts those of `plan`: what a job had so far goes on."""
+        before = {post.job.name: post for post in self._posts}
+        now_s = self._clock.now_s()
+        posts = []
+        for index, job in enumerate(plan.jobs):
+            post = before.pop(job.name, None)
             # Several jobs do not all start in one second: each has its share of the interval.
-            Post(
-                job,
-                Schedule(
-                    job.interval_s,
-                    start_s if once else start_s + job.interval_s * index / len(plan.jobs),
-                    job.max_failures,
-                ),
-                Lines(job.name),
-            )
-            for index, job in enumerate(plan.jobs)
-        ]
+            first_s = now_s if self._once else now_s + job.interval_s * index / len(plan.jobs)
+            if post is None:
+                post = Post(job, Schedule(job.interval_s, first_s, job.max_failures), Lines(job.name))
+            elif post.job != job:
+                post.take(job, now_s)
+            posts.append(post)
+        for post in before.values():
+            post.wanted = False  # its worker may still be at its last cycle
+        self._posts = posts + [post for post in before.values() if post.worker]
+        self._plan = plan
 
     def run(self) -> int:
         """Run until all is done; return the exit code."""
@@ -97,11 +121,15 @@ class Supervisor:
         libc.trim_heap()
         gc.freeze()  # a collection in a forked child leaves the pages that it shares with us alone
         with Signals() as signals:
+            self._notifier.ready()
             while not self._finished():
                 self._start_what_is_due()
+                self._tell_systemd()
                 wait(self._workers(), [signals.fileno()], self._patience_s())
                 self._obey(signals.take())
                 self._report_what_ended()
+                self._take_new_settings()
+                self._look_around()
                 self._end_orphans()
         return self._exit_code()
 
@@ -111,7 +139,8 @@ class Supervisor:
         return self._stop_asked > 0 or (self._once and all(post.cycles for post in self._posts))
 
     def _workers(self) -> list[Worker]:
-        return [post.worker for post in self._posts if post.worker]
+        workers = [post.worker for post in self._posts if post.worker]
+        return [*workers, self._reload.worker] if self._reload.worker else workers
 
     def _start_what_is_due(self) -> None:
         now_s = self._clock.now_s()
@@ -119,7 +148,7 @@ class Supervisor:
             return
         free = self._plan.max_workers - sum(post.busy for post in self._posts)
         for post in sorted(self._posts, key=lambda post: post.schedule.due_s):
-            if free > 0 and not post.busy and post.schedule.due_s <= now_s:
+            if free > 0 and post.wanted and not post.busy and post.schedule.due_s <= now_s:
                 if self._once and post.cycles:
                     continue
                 self._start(post, now_s)
@@ -173,8 +202,16 @@ class Supervisor:
         if not self._stop_asked:
             # A job that is busy, or waits for its turn, is started when a worker ends.
             free = sum(post.busy for post in self._posts) < self._plan.max_workers
-            limits += [post.schedule.due_s for post in self._posts if free and not post.busy]
-        return min([WAIT_MAX_S, *(limit - self._clock.now_s() for limit in limits)])
+            limits += [post.schedule.due_s for post in self._posts if free and post.wanted and not post.busy]
+        if self._look_around_s is not None:
+            limits.append(self._look_around_s)
+        return min(
+            [
+                self._notifier.beat_s or WAIT_MAX_S,
+                WAIT_MAX_S,
+                *(limit - self._clock.now_s() for limit in limits),
+            ]
+        )
 
     def _obey(self, signals: list[int]) -> None:
         for number in signals:
@@ -183,15 +220,62 @@ class Supervisor:
             elif number == signal.SIGUSR1:
                 for post in self._posts:
                     post.schedule.ask()
+            elif number == signal.SIGHUP and not self._once and not self._stop_asked:
+                self._notifier.reloading()
+                self._reload.ask()
+            elif number == signal.SIGUSR2:
+                for worker in self._workers():
+                    worker.say_where()
+                self._look_around_s = self._clock.now_s() + WORDS_PATIENCE_S
+
+    def _take_new_settings(self) -> None:
+        plan = self._reload.take(self._plan)
+        if plan is None:
+            return
+        self._notifier.ready()  # also when they were refused: it runs on, with what it had
+        if plan is not self._plan:
+            log.set_up(log.resolve_format(plan.log_format), plan.log_level)
+            self._take_up(plan)
+            log.say("reloaded", text="the new settings are in force", jobs=len(plan.jobs))
+
+    def _look_around(self) -> None:
+        """Log what SIGUSR2 asked for: what the supervisor sees, and where each worker is."""
+        now_s = self._clock.now_s()
+        if self._look_around_s is None or now_s < self._look_around_s:
+            return
+        self._look_around_s = None
+        for post in self._posts:
+            worker = post.worker
+            run = worker.run if worker else None
+            fields: dict[str, Any] = {
+                "job": post.job.name,
+                "cycle": post.cycles,
+                "failures": post.schedule.failures,
+                "due_in_s": None if post.busy else round(post.schedule.due_s - now_s, 1),
+                "worker_pid": worker.pid if worker else None,
+                "worker_state": worker.state.name.lower() if worker else None,
+                "worker_rss_bytes": tree.tree_rss_bytes(worker.pid) if worker else None,
+                "running_s": round(now_s - run.started_s, 1) if run else None,
+                "traceback": worker.last_words() if worker else "",
+            }
+            shown = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "traceback")
+            log.say("seen", text=f"{shown}\n{fields['traceback']}".rstrip(), **fields)
+
+    def _tell_systemd(self) -> None:
+        self._notifier.beat(self._clock.now_s())
+        running = [f"{post.job.name} #{post.cycles}" for post in self._posts if post.busy]
+        done = sum(post.cycles for post in self._posts) - len(running)
+        self._notifier.status(f"{', '.join(running) or 'waiting'}; {done} cycles done")
 
     def _stop(self, why: str) -> None:
         self._stop_asked += 1
+        self._notifier.stopping()
         log.say("stopping", text=f"stopping ({why})", reason=why, hurry=self._stop_asked > 1)
-        for post in self._posts:
-            if post.worker and self._stop_asked == 1:
-                post.worker.drain(post.job.grace_s)
-            elif post.worker:
-                post.worker.hurry()
+        for worker in self._workers():
+            if self._stop_asked == 1:
+                worker.drain(worker.job.grace_s)
+            else:
+                worker.hurry()
 
     def _report_what_ended(self) -> None:
         for post in self._posts:
@@ -204,12 +288,15 @@ class Supervisor:
                 post.lines.end()
                 self._end_orphans()
             for run in ended:
-                self._report(post, run)
+                self._report(post, worker.job, run)
+            if worker.job != post.job or not post.wanted:
+                worker.retire_when_idle()
+        self._posts = [post for post in self._posts if post.wanted or post.worker]
 
     def _end_orphans(self) -> None:
         self._orphans.end({worker.pid for worker in self._workers()} | helper_pids())
 
-    def _report(self, post: Post, run: Run) -> None:
+    def _report(self, post: Post, job: JobPlan, run: Run) -> None:
         now_s = self._clock.now_s()
         outcome, _ = judge(run.evidence)
         if outcome != "stopped":
@@ -223,7 +310,7 @@ class Supervisor:
         self._on_report(
             report.build(
                 run,
-                post.job,
+                job,
                 supervisor_rss_bytes=own_rss_bytes,
                 resident_after_bytes=own_rss_bytes
                 + (tree.tree_rss_bytes(post.worker.pid) if post.worker else 0),

@@ -106,6 +106,11 @@ class Worker:
         """Let a worker go that was kept."""
         self._happens(Event.RETIRE)
 
+    def retire_when_idle(self) -> None:
+        """Let the worker go if it has nothing to do; else its next end of a cycle will show."""
+        if self.state is State.IDLE:
+            self.retire()
+
     # What happens to it.
 
     def on_ready(self, fd: int) -> None:
@@ -164,12 +169,16 @@ class Worker:
         elif self.rss_bytes > memory.LAST_WORDS_SHARE * ceiling_bytes:
             self._ask_last_words()
 
+    def say_where(self) -> None:
+        """Have the worker write its traceback down; `last_words` returns it a moment later."""
+        if self._listening:  # before the child has its handler the signal would end it
+            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR2)
+
     def _ask_last_words(self) -> None:
         if self._spoke:
             return
         self._spoke = True
-        if self._listening:  # before the child has its handler the signal would end it
-            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR2)
+        self.say_where()
 
     def _note_cause(self, cause: Cause, detail: str) -> None:
         """Keep the first cause: what comes after it is its consequence."""

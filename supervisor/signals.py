@@ -8,7 +8,9 @@ from typing import Self
 HANDLED = (
     signal.SIGTERM,
     signal.SIGINT,
+    signal.SIGHUP,
     signal.SIGUSR1,
+    signal.SIGUSR2,
     signal.SIGCHLD,
 )
 

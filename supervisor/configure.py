@@ -1,0 +1,45 @@
+"""The settings as the parent gets them: read in a worker, answered as a plan or as faults."""
+
+from supervisor.clock import Clock
+from supervisor.plan import JobPlan, Plan, from_message
+from supervisor.run import Run
+from supervisor.verdict import judge
+from supervisor.wait import call
+
+# Reading the settings imports the job, to ask it for its own: what that needs, not more.
+JOB = JobPlan(
+    name="settings",
+    target="supervisor.settings:load",
+    rss_ceiling_bytes=1_000_000_000,
+    cycle_timeout_s=120.0,
+    grace_s=2.0,
+)
+
+
+class ConfigError(Exception):
+    """The configuration is invalid; the text lists every fault by variable."""
+
+
+def load(env_file: str | None) -> Plan:
+    """Have the settings read and checked in a child. Raises ConfigError."""
+    return answered(call(JOB, {"env_file": env_file}, Clock()))
+
+
+def answered(run: Run) -> Plan:
+    """Return the plan that a worker of `JOB` answered. Raises ConfigError."""
+    outcome, error = judge(run.evidence)
+    if outcome != "ok" or run.evidence.result is None:
+        seen = error or {"type": outcome, "message": "", "traceback": ""}
+        raise ConfigError(
+            f"redcap-sync: the settings could not be read: {seen['type']}: {seen['message']}\n{seen['traceback']}"
+        )
+    answer = run.evidence.result["summary"]
+    if "faults" in answer:
+        raise ConfigError(listed([(fault["variable"], fault["message"]) for fault in answer["faults"]]))
+    return from_message(answer["plan"])
+
+
+def listed(faults: list[tuple[str, str]]) -> str:
+    """Return the faults as a text of a line each."""
+    lines = [f"  {variable}: {message}" for variable, message in faults]
+    return "\n".join(["redcap-sync: the configuration is invalid:", *lines])
