@@ -47,7 +47,7 @@ def test_a_bad_file_is_refused_and_the_old_plan_kept(cli, service, tmp_path):  #
     path.write_text("SUPERVISOR_JOB=jobs:is_quick\nSUPERVISOR_INTERVAL=1h\n")
     process = cli.start("run", "--env-file", str(path))
     cli.reports_of(1)
-    path.write_text("SUPERVISOR_JOB=jobs:is_quick\nSUPERVISOR_INTERVAL=soon\nSUPERVISOR_GRACE=never\n")
+    path.write_text("SUPERVISOR_JOB=jobs:is_quick\nSUPERVISOR_INTERVAL=soon\nSUPERVISOR_MAX_FAILURES=never\n")
     process.send_signal(signal.SIGHUP)
     process.send_signal(signal.SIGUSR1)
     assert cli.reports_of(2)[-1]["outcome"] == "ok"
@@ -64,7 +64,7 @@ def test_a_bad_file_is_refused_and_the_old_plan_kept(cli, service, tmp_path):  #
     assert done.code == 0
     text = "".join(seen) + done.err
     assert "SUPERVISOR_INTERVAL" in text
-    assert "SUPERVISOR_GRACE" in text
+    assert "SUPERVISOR_MAX_FAILURES" in text
 
 
 def test_hup_replaces_a_kept_worker(cli, tmp_path):
