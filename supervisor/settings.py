@@ -66,8 +66,16 @@ class Settings(BaseSettings):
     max_workers: int = Field(1, ge=1, le=1_000)
     max_failures: int = Field(0, ge=0)
     state_dir: Path | None = None
+    metrics_file: str = ""
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _none_yet(cls, text: str) -> str:
+        if text:
+            raise ValueError("can't be set: this version writes no metrics yet")
+        return text
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -176,7 +184,9 @@ def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -
         return fault(f"can't be read: {error}")
     if not isinstance(tables, dict) or not tables:
         return fault("has no [jobs.NAME] table")
-    known = set(Settings.model_fields) - {"jobs_file", "max_workers", "state_dir", "log_format", "log_level"}
+    known = set(Settings.model_fields) - {
+        "jobs_file", "max_workers", "state_dir", "log_format", "log_level", "metrics_file",
+    }  # fmt: skip
     for name, table in tables.items():
         if not isinstance(table, dict):
             fault(f"jobs.{name} is no table")

@@ -94,7 +94,8 @@ class Sync:
 
     def run(self) -> dict[str, Any]:
         """Find what changed, fetch it, write it; move the checkpoint."""
-        structure = project.read(self.client)
+        wanted = {"fields": self.redcap.fields, "drop_identifiers": self.settings.drop_identifiers}
+        structure = project.read(self.client, wanted | self._scope())
         started_at = self.client.server_time or self.now()
         before = self.sink.checkpoint(structure.project_id)
         self.offset_s = self._offset(started_at, before)
@@ -278,6 +279,8 @@ class Sync:
             scope["fields"] = structure.id_field
 
         def consume(rows: Iterator[Row]) -> dict[str, dict[Key, Row]]:
+            if self.settings.drop_identifiers:
+                rows = (records.without(row, structure.identifiers) for row in rows)
             return records.group(rows, structure.id_field, ids)
 
         return self.client.read("record", {**scope, "records": ids}, consume, divisible=divisible)

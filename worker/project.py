@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,11 +21,16 @@ class Structure:
     columns: int  # of one exported row, about: checkboxes count once a choice
     longitudinal: bool
     repeating: bool
+    identifiers: frozenset[str]  # fields that the dictionary marks, but for the id field
     hash: str
 
 
-def read(client: Client) -> Structure:
-    """Ask for the dictionary, the events and what repeats; three to five requests."""
+def read(client: Client, wanted: Mapping[str, object]) -> Structure:
+    """Ask for the dictionary, the events and what repeats; three to five requests.
+
+    `wanted` is what the settings choose of a project: other settings make other rows, and so
+    another hash.
+    """
     info = client.one("project")
     try:
         project_id = int(info["project_id"])
@@ -45,7 +51,8 @@ def read(client: Client) -> Structure:
         columns=sum(_columns(row) for row in metadata),
         longitudinal=longitudinal,
         repeating=repeating,
-        hash=_hash([metadata, events, mapping, repeats, info.get("missing_data_codes", "")]),
+        identifiers=frozenset(row["field_name"] for row in metadata[1:] if row.get("identifier") == "y"),
+        hash=_hash([metadata, events, mapping, repeats, info.get("missing_data_codes", ""), wanted]),
     )
 
 

@@ -6,7 +6,7 @@ Pure: no network, no database, no clock.
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,6 +49,11 @@ def key_of(row: Row, id_field: str) -> Key:
     return Key(
         record_id, str(row.get("redcap_event_name", "")), str(row.get("redcap_repeat_instrument", "")), number
     )
+
+
+def without(row: Row, fields: Collection[str]) -> Row:
+    """Return a row without the columns of `fields`, those of check boxes included."""
+    return {column: value for column, value in row.items() if column.partition("___")[0] not in fields}
 
 
 def data_of(row: Row) -> tuple[str, str]:

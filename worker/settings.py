@@ -14,6 +14,7 @@ from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from worker.errors import SettingsError
+from worker.records import RECORDS_MAX_PER_REQUEST
 
 Fault = Mapping[str, str]  # variable, message
 
@@ -35,6 +36,14 @@ def names(text: object) -> object:
     return [part.strip() for part in text.split(",") if part.strip()] if isinstance(text, str) else text
 
 
+def batch_size(text: object) -> int | str:
+    """Return `auto` or a number of records. Raises ValueError."""
+    if text == "auto" or (str(text).isdecimal() and 1 <= int(str(text)) <= RECORDS_MAX_PER_REQUEST):
+        return "auto" if text == "auto" else int(str(text))
+    raise ValueError(f"must be auto, or a number from 1 to {RECORDS_MAX_PER_REQUEST}")
+
+
+BatchSize = Annotated[int | str, BeforeValidator(batch_size)]
 Seconds = Annotated[float, BeforeValidator(seconds)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(names)]
 
@@ -52,7 +61,7 @@ class RedcapSettings(BaseSettings):
     events: Names = []
     filter_logic: str = ""
     raw_or_label: Literal["raw", "label"] = "raw"
-    batch_size: Literal["auto"] | Annotated[int, Field(ge=1, le=900)] = "auto"
+    batch_size: BatchSize = "auto"
     max_rate: int = Field(120, ge=1, le=RATE_MAX)
     overlap: Seconds = Field(600.0, ge=0)
     timezone: str = ""
@@ -131,6 +140,15 @@ class SyncSettings(BaseSettings):
 
     sink: str = ""  # empty: SQLite in the state directory
     on_delete: Literal["mark", "erase"] = "mark"
+    drop_identifiers: bool = False
+    handler: str = ""
+
+    @field_validator("handler")
+    @classmethod
+    def _none_yet(cls, text: str) -> str:
+        if text:
+            raise ValueError("can't be set: this version has no handlers yet")
+        return text
 
     @field_validator("sink")
     @classmethod

@@ -1,11 +1,12 @@
 """`./ops/start sandbox …`: a local REDCap API server, until it is ended."""
 
 import argparse
+import re
 import secrets
 import signal
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import FrameType
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
@@ -79,6 +80,31 @@ def rights(text: str, project: Project) -> Rights:
     return known[text]
 
 
+def _number(least: int, most: int) -> Callable[[str], int]:
+    def number(text: str) -> int:
+        if not text.isdecimal() or not least <= int(text) <= most:
+            raise argparse.ArgumentTypeError(f"{text!r} is no whole number from {least} to {most}")
+        return int(text)
+
+    return number
+
+
+def _rate(text: str) -> float:
+    try:
+        rate = float(text)
+    except ValueError:
+        rate = -1.0
+    if not 0 <= rate <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate from 0 to 10000")
+    return rate
+
+
+def _token(text: str) -> str:
+    if not re.fullmatch(r"[0-9A-Fa-f]{32}", text):
+        raise argparse.ArgumentTypeError(f"{text!r} has not 32 hexadecimal digits")
+    return text
+
+
 def _zone(text: str) -> str:
     try:
         ZoneInfo(text)
@@ -101,12 +127,21 @@ def _parser() -> argparse.ArgumentParser:
         metavar="PROJECT",
         help="project XML, or a folder of API exports as JSON",
     )
-    parser.add_argument("--port", type=int, default=8765, help="on loopback; 0 picks one (default: 8765)")
-    parser.add_argument("--token", help="default: made, and printed")
+    parser.add_argument(
+        "--port", type=_number(0, 65_535), default=8765, help="on loopback; 0 picks one (default: 8765)"
+    )
+    parser.add_argument("--token", type=_token, help="32 hexadecimal digits; default: made, and printed")
     parser.add_argument("--seed", type=int, default=1, help="of the synthetic project (default: 1)")
-    parser.add_argument("--records", type=int, default=1_000, help="of the synthetic project (default: 1000)")
-    parser.add_argument("--fields", type=int, default=60, help="of the synthetic project (default: 60)")
-    parser.add_argument("--churn", type=float, default=0.0, metavar="RATE", help="changes a second")
+    parser.add_argument(
+        "--records",
+        type=_number(0, 10_000_000),
+        default=1_000,
+        help="of the synthetic project (default: 1000)",
+    )
+    parser.add_argument(
+        "--fields", type=_number(18, 100_000), default=60, help="of the synthetic project (default: 60)"
+    )
+    parser.add_argument("--churn", type=_rate, default=0.0, metavar="RATE", help="changes a second")
     parser.add_argument(
         "--fault", action="append", default=[], metavar="NAME[:EVERY]", help="misbehave; may be given again"
     )

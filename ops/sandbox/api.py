@@ -2,16 +2,16 @@
 
 import re
 import threading
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from urllib.parse import parse_qsl
 from zoneinfo import ZoneInfo
 
 from ops.sandbox import formats
-from ops.sandbox.changes import ChangeError, Changes
-from ops.sandbox.export import Export, ExportError, Query, Rights, Row, eav
-from ops.sandbox.logic import LogicError, parse
+from ops.sandbox.changes import ChangeError, Changes, begin_log
+from ops.sandbox.export import Export, ExportError, Query, Rights, Row, eav, headers
+from ops.sandbox.logic import Condition, LogicError, parse
 from ops.sandbox.project import METADATA_COLUMNS, Project, checkbox_column
 
 # PHP's max_input_vars: what is more than that is dropped without a word.
@@ -86,6 +86,8 @@ class Api:
         self.timezone = ZoneInfo(timezone)
         self.utc_now = utc_now
         self.changes = Changes(project, self.now)
+        if not project.log:
+            begin_log(project)
         self.lock = threading.RLock()
         self.requests: list[str] = []  # the content of each request that had the right token
 
@@ -109,8 +111,13 @@ class Api:
                 return self._dispatch(parameters, form)
         except ApiError as error:
             status, text = error.status, error.text
-        except (ExportError, ChangeError, LogicError) as error:
+        except (ExportError, ChangeError) as error:
             status, text = 400, str(error)
+        except LogicError:
+            status, text = (
+                400,
+                'The value of the parameter "filterLogic" contains errors. Please check its syntax.',
+            )
         return Answer(status, formats.CONTENT_TYPES[error_form], formats.error(text, error_form))
 
     def _dispatch(self, parameters: Parameters, form: str) -> Answer:
@@ -122,6 +129,8 @@ class Api:
         if parameters.text("token") != self.token:
             raise ApiError(403, "You do not have permissions to use the API")
         handler = _HANDLERS.get(content)
+        if content in _NOT_HERE:
+            raise ApiError(501, "The requested method is not implemented.")
         if handler is None:
             raise ApiError(400, 'The value of the parameter "content" is not valid')
         self.requests.append(content)
@@ -148,6 +157,8 @@ def _record(api: Api, parameters: Parameters, form: str) -> Answer:
     if parameters.text("action") == "delete":
         return _delete(api, parameters)
     if parameters.text("action") == "rename":
+        if not api.changes.may_touch(parameters.text("record"), api.rights.group):
+            raise ApiError(403, "The record is in another data access group")
         api.changes.rename(parameters.text("record"), parameters.text("new_record_name"))
         return _text("1")
     if parameters.text("data"):
@@ -162,24 +173,54 @@ def _record(api: Api, parameters: Parameters, form: str) -> Answer:
         survey_fields=parameters.flag("exportSurveyFields"),
         groups=parameters.flag("exportDataAccessGroups"),
         blank_for_gray=parameters.flag("exportBlankForGrayFormStatus"),
-        condition=parse(logic) if (logic := parameters.text("filterLogic").strip()) else None,
+        combine_checkboxes=parameters.flag("combineCheckboxOptions"),
+        condition=_condition(api.project, parameters.text("filterLogic").strip()),
         only=_changed_between(api, parameters.text("dateRangeBegin"), parameters.text("dateRangeEnd")),
     )
     export = Export(api.project, query, api.rights)
     api.changes.note("export", "Data export (API)", details=_fields_exported(query, api.project))
-    delimiter = {"tab": "\t"}.get(parameters.text("csvDelimiter"), parameters.text("csvDelimiter") or ",")
     if parameters.text("type") == "eav":
+        query.fields = [*query.fields, api.project.id_field] if query.fields or query.forms else []
+        export = Export(api.project, query, api.rights)
         columns = [
-            "record",
-            "redcap_event_name",
-            "redcap_repeat_instrument",
-            "redcap_repeat_instance",
-            "field_name",
-            "value",
-        ]
+            "record", "redcap_event_name", "redcap_repeat_instrument", "redcap_repeat_instance", "field_name", "value",
+        ]  # fmt: skip
         shown = set(export.columns()) | {"record", "field_name", "value"}
-        return _rows(eav(export, api.project.id_field), [c for c in columns if c in shown], form, delimiter)
-    return _rows(export.rows(), export.columns(), form, delimiter)
+        return _rows(
+            eav(export, api.project), [c for c in columns if c in shown], form, _delimiter(parameters)
+        )
+    rows, columns = export.rows(), export.columns()
+    if form == "csv" and parameters.text("decimalCharacter") in ("comma", ","):
+        rows = _with_decimal_comma(rows, api.project)
+    labelled = form == "csv" and parameters.text("rawOrLabelHeaders") == "label"
+    over = headers(api.project, columns) if labelled else None
+    body = b"".join(formats.write(rows, columns, form, _delimiter(parameters), over))
+    return Answer(200, formats.CONTENT_TYPES[form], body)
+
+
+def _condition(project: Project, logic: str) -> Condition | None:
+    if not logic:
+        return None
+    known = {one.name for one in project.fields} | {f"{form}_complete" for form in project.forms}
+    known |= set(project.event_names())
+    if unknown := [name for name in re.findall(r"\[([a-z0-9_]+)", logic) if name not in known]:
+        raise LogicError(f"there is no {unknown[0]}")
+    return parse(logic)
+
+
+def _delimiter(parameters: Parameters) -> str:
+    text = parameters.text("csvDelimiter") or ","
+    if text not in (",", ";", "|", "^", "\t", "tab"):
+        raise ApiError(400, 'The value of the parameter "csvDelimiter" is not valid')
+    return "\t" if text == "tab" else text
+
+
+def _with_decimal_comma(rows: Iterator[Row], project: Project) -> Iterator[Row]:
+    numbers = {
+        one.name for one in project.fields if one.kind == "calc" or one.validation.startswith("number")
+    }
+    for row in rows:
+        yield {name: str(v).replace(".", ",") if name in numbers else v for name, v in row.items()}
 
 
 def _fields_exported(query: Query, project: Project) -> str:
@@ -215,20 +256,21 @@ def _moment(text: str, parameter: str) -> datetime | None:
 
 def _import(api: Api, parameters: Parameters, form: str) -> Answer:
     try:
-        rows = formats.read_rows(parameters.text("data"), form)
+        rows = formats.read_rows(parameters.text("data"), form, _delimiter(parameters))
     except ValueError:
-        raise ApiError(400, "The data being imported is not formatted correctly.") from None
+        raise ApiError(406, "The data being imported is not formatted correctly.") from None
     if parameters.text("type") == "eav":
-        rows = _from_eav(rows, api.project.id_field)
+        rows = _from_eav(rows, api.project)
     if parameters.flag("forceAutoNumber"):
         pairs = []
         for row in rows:
             new = api.changes.next_name()
             pairs.append(f"{new},{row.get(api.project.id_field, '')}")
-            api.changes.put([row | {api.project.id_field: new}])
+            api.changes.put([row | {api.project.id_field: new}], group=api.rights.group)
         names = [pair.partition(",")[0] for pair in pairs]
     else:
-        names = api.changes.put(rows, overwrite=parameters.text("overwriteBehavior") == "overwrite")
+        overwrite = parameters.text("overwriteBehavior") == "overwrite"
+        names = api.changes.put(rows, overwrite=overwrite, group=api.rights.group)
         pairs = [f"{name},{name}" for name in names]
     content = parameters.text("returnContent", "count")
     if content == "nothing":
@@ -243,13 +285,16 @@ def _import(api: Api, parameters: Parameters, form: str) -> Answer:
     return Answer(200, formats.CONTENT_TYPES["json"], formats.php_json({"count": len(names)}).encode())
 
 
-def _from_eav(rows: list[dict[str, str]], id_field: str) -> list[dict[str, str]]:
+def _from_eav(rows: list[dict[str, str]], project: Project) -> list[dict[str, str]]:
+    id_field = project.id_field
+    boxes = {one.name for one in project.fields if one.kind == "checkbox"}
     flat: dict[tuple[str, ...], dict[str, str]] = {}
     keys = ("redcap_event_name", "redcap_repeat_instrument", "redcap_repeat_instance")
     for row in rows:
         place = (row.get("record", ""), *(row.get(key, "") for key in keys))
         into = flat.setdefault(place, {id_field: place[0], **{key: row[key] for key in keys if key in row}})
-        into[row.get("field_name", "")] = row.get("value", "")
+        name, value = row.get("field_name", ""), row.get("value", "")
+        into |= {checkbox_column(name, value): "1"} if name in boxes else {name: value}
     return list(flat.values())
 
 
@@ -257,7 +302,11 @@ def _delete(api: Api, parameters: Parameters) -> Answer:
     names = parameters.many("records")
     if not names:
         raise ApiError(400, "The parameter 'records' is missing")
+    if foreign := [n for n in names if not api.changes.may_touch(n, api.rights.group)]:
+        raise ApiError(403, f"The records are in another data access group: {', '.join(foreign)}")
     part = {name: parameters.text(name) for name in ("instrument", "event", "repeat_instance")}
+    if part["repeat_instance"] and not part["repeat_instance"].isdecimal():
+        raise ApiError(400, 'The value of the parameter "repeat_instance" is not valid')
     if part["instrument"] or part["event"]:
         for name in names:
             api.changes.delete_rows(
@@ -465,7 +514,10 @@ def _log(api: Api, parameters: Parameters, form: str) -> Answer:
         _moment(parameters.text("endTime"), "endTime"),
     )
     kind, user, record = (parameters.text(name) for name in ("logtype", "user", "record"))
-    own = {name for name, one in api.project.records.items() if one.group == api.rights.group}
+    group = api.rights.group
+    if parameters.text("dag"):  # by its number, as content=dag gives it
+        numbers = dict(enumerate(api.project.groups, start=1))
+        group = numbers.get(int(parameters.text("dag")), "?") if parameters.text("dag").isdecimal() else "?"
     rows: list[Row] = [
         {
             "timestamp": entry.at.strftime("%Y-%m-%d %H:%M"),
@@ -480,7 +532,7 @@ def _log(api: Api, parameters: Parameters, form: str) -> Answer:
         and kind in ("", entry.kind, entry.kind.partition("_")[0])
         and user in ("", entry.user)
         and record in ("", entry.record)
-        and (not api.rights.group or entry.record in own)
+        and (not group or entry.group == group)
     ]
     api.changes.note("manage", "Export Logging (API)")
     return _table(rows, ("timestamp", "username", "action", "details", "record"), form)
@@ -497,6 +549,21 @@ def _next_name(api: Api, _: Parameters, __: str) -> Answer:
 def _nothing(_: Api, __: Parameters, form: str) -> Answer:
     return _table([], (), form)
 
+
+# What REDCap has and the sandbox has not.
+_NOT_HERE = frozenset(
+    [
+        "file",
+        "fileRepository",
+        "participantList",
+        "pdf",
+        "project_xml",
+        "report",
+        "surveyLink",
+        "surveyQueueLink",
+        "surveyReturnCode",
+    ]
+)
 
 _HANDLERS: dict[str, Handler] = {
     "record": _record,

@@ -1,10 +1,11 @@
 """What changes a project: imports, deletions, renames, and the project's own life (--churn)."""
 
 import random
+import re
 from collections.abc import Callable
 from datetime import datetime
 
-from ops.sandbox.project import LogEntry, Project, Record, RowKey, Values
+from ops.sandbox.project import Field, LogEntry, Project, Record, RowKey, Values
 
 KEY_COLUMNS = (
     "redcap_event_name",
@@ -12,6 +13,15 @@ KEY_COLUMNS = (
     "redcap_repeat_instance",
     "redcap_data_access_group",
     "redcap_survey_identifier",
+)
+
+LOADED_AT = datetime(2024, 1, 8, 9, 0)  # noqa: DTZ001 - the server's local time has no zone
+_PATTERNS = (
+    ("date_", r"\d{4}-\d\d-\d\d"),
+    ("datetime_seconds", r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d"),
+    ("datetime_", r"\d{4}-\d\d-\d\d \d\d:\d\d"),
+    ("integer", r"-?\d+"),
+    ("number", r"-?\d*[.,]?\d+"),
 )
 
 
@@ -30,20 +40,29 @@ class Changes:
 
     def note(self, kind: str, action: str, record: str = "", details: str = "") -> None:
         """Write a line of the log."""
-        self._project.log.append(LogEntry(self._now(), self._user, action, details, record, kind))
+        known = self._project.records.get(record)
+        group = known.group if known else ""
+        self._project.log.append(LogEntry(self._now(), self._user, action, details, record, kind, group))
 
-    def put(self, rows: list[Values], *, overwrite: bool = False) -> list[str]:
+    def may_touch(self, name: str, group: str) -> bool:
+        """Whether a user of a data access group may change a record; a new one it may make."""
+        return not group or name not in self._project.records or self._project.records[name].group == group
+
+    def put(self, rows: list[Values], *, overwrite: bool = False, group: str = "") -> list[str]:
         """Import rows; return the ids of the records they belong to, each once.
 
-        Raises ChangeError, with nothing changed, for a row that the server would refuse.
+        `group` is the data access group of the user. Raises ChangeError, with nothing changed,
+        for a row that the server would refuse.
         """
         parsed = [(name, key, row, values) for row in rows for name, key, values in [self._parse(row)]]
+        if foreign := [name for name, *_ in parsed if not self.may_touch(name, group)]:
+            raise ChangeError(f"The records are in another data access group: {', '.join(foreign)}")
         touched: dict[str, Values] = {}
         added: set[str] = set()
         for name, key, row, values in parsed:
             record = self._project.records.get(name)
             if record is None:
-                record = self._project.records[name] = Record()
+                record = self._project.records[name] = Record(group=group)
                 added.add(name)
             stored = record.rows.setdefault(key, {})
             changed = {
@@ -101,7 +120,25 @@ class Changes:
                 "The following fields were not found in the project as real data fields: "
                 + ", ".join(unknown)
             )
-        return name, (event, instrument, number), values
+        key = (event, instrument, number)
+        for one in project.fields:
+            for column in one.columns(code for code, _ in project.missing_codes):
+                if values.get(column, "") != "":
+                    self._check(one, column, values[column], key)
+        return name, key, values
+
+    def _check(self, one: Field, column: str, value: str, key: RowKey) -> None:
+        """Raise ChangeError for a value that the field can't hold in that row."""
+        if one.form not in self._project.forms_of_row(key):
+            raise ChangeError(f"The field {column} does not belong to this event or instrument")
+        if one.kind == "file":
+            raise ChangeError(f"The field {column} is a file field: files can't be imported as data")
+        if value in dict(self._project.missing_codes):
+            return
+        codes = {"0", "1"} if one.kind == "checkbox" else {code for code, _ in one.codes()}
+        wrong = value not in codes if codes else not _valid(one.validation, value)
+        if wrong:
+            raise ChangeError(f"The value is not valid for the field {column}")
 
     def delete(self, names: list[str]) -> int:
         """Delete whole records; return how many. Raises ChangeError when one is not there."""
@@ -112,17 +149,15 @@ class Changes:
                 f"project: {', '.join(missing)}"
             )
         for name in names:
+            details = f"{self._project.id_field} = '{name}'"
+            self.note("record_delete", f"Delete record{self.suffix} {name}", name, details)
             del self._project.records[name]
-            self.note(
-                "record_delete",
-                f"Delete record{self.suffix} {name}",
-                name,
-                f"{self._project.id_field} = '{name}'",
-            )
         return len(names)
 
     def delete_rows(self, name: str, *, event: str = "", instrument: str = "", instance: int = 0) -> None:
         """Delete one event's or instrument's data of a record, as a partial delete does."""
+        if name not in self._project.records:
+            raise ChangeError(f"The record {name} does not exist")
         record = self._project.records[name]
         for key in list(record.rows):
             if key[0] != event or (instance and key[2] != instance):
@@ -139,6 +174,8 @@ class Changes:
         """Give a record another id. Raises ChangeError."""
         if old not in self._project.records:
             raise ChangeError(f"The record {old} does not exist")
+        if not new.strip():
+            raise ChangeError("The parameter 'new_record_name' is missing")
         if new in self._project.records:
             raise ChangeError(f"The record {new} already exists")
         self._project.records[new] = self._project.records.pop(old)
@@ -192,3 +229,16 @@ class Changes:
                 (int(project.records[name].rows[key].get(f"{form}_complete", "0")) + 1) % 3
             )
         self.put([row])
+
+
+def begin_log(project: Project) -> None:
+    """Write down that the records which a project was loaded with were made, long ago."""
+    for name, record in project.records.items():
+        project.log.append(
+            LogEntry(LOADED_AT, "sandbox", f"Create record {name}", "", name, "record_add", record.group)
+        )
+
+
+def _valid(validation: str, value: str) -> bool:
+    pattern = next((p for start, p in _PATTERNS if validation.startswith(start)), "")
+    return not pattern or re.fullmatch(pattern, value) is not None

@@ -47,6 +47,7 @@ class Query:
     survey_fields: bool = False
     groups: bool = False
     blank_for_gray: bool = False
+    combine_checkboxes: bool = False
     condition: Condition | None = None
     only: set[str] | None = None  # records that a date range picks
 
@@ -85,12 +86,17 @@ class Export:
         query, project = self._query, self._project
         whole = (not query.fields and not query.forms) or form in query.forms
         return [
-            (one, one.columns(code for code, _ in project.missing_codes))
+            (one, self._columns_of(one))
             for one in project.fields_of(form)
             if one.name != project.id_field
             and (whole or one.name in query.fields)
             and self._rights.sees(one, project.id_field)
         ]
+
+    def _columns_of(self, one: Field) -> list[str]:
+        if one.kind == "checkbox" and self._query.combine_checkboxes:
+            return [one.name]
+        return one.columns(code for code, _ in self._project.missing_codes)
 
     def _status_asked(self, form: str) -> bool:
         query = self._query
@@ -197,6 +203,13 @@ class Export:
 
     def _fill_checkbox(self, row: Row, values: Values, one: Field) -> None:
         query = self._query
+        if query.combine_checkboxes:
+            row[one.name] = ",".join(
+                label if query.label else code
+                for code, label in [*one.codes(), *self._project.missing_codes]
+                if values.get(checkbox_column(one.name, code)) == "1"
+            )
+            return
         for code, label in [*one.codes(), *self._project.missing_codes]:
             column = checkbox_column(one.name, code)
             checked = values.get(column, "0") == "1"
@@ -208,17 +221,38 @@ class Export:
                 row[column] = "Checked" if checked else "Unchecked"
 
 
-def eav(export: Export, id_field: str) -> Iterator[Row]:
-    """Yield an export as type=eav: one row a value that is not empty."""
+def eav(export: Export, project: Project) -> Iterator[Row]:
+    """Yield an export as type=eav: one row a value that is not empty.
+
+    `export` must hold the id field, whose values stand in `record`.
+    """
+    codes = {
+        checkbox_column(one.name, code): (one.name, code)
+        for one in project.fields
+        if one.kind == "checkbox"
+        for code, _ in [*one.codes(), *project.missing_codes]
+    }
     for row in export.rows():
-        keys = {"record": row.get(id_field, "")}
+        keys = {"record": row[project.id_field]}
         for name in ("redcap_event_name", "redcap_repeat_instrument", "redcap_repeat_instance"):
             if name in row:
                 keys[name] = row[name]
         for column, value in row.items():
-            if column in PSEUDO_FIELDS or value == "":
+            if column in PSEUDO_FIELDS or value == "" or (column in codes and value in ("0", "Unchecked")):
                 continue
-            base, separator, code = column.partition("___")
-            if separator and value == "0":
-                continue
-            yield {**keys, "field_name": base, "value": code if separator else value}
+            name, code = codes.get(column, (column, value))
+            yield {**keys, "field_name": name, "value": code}
+
+
+def headers(project: Project, columns: list[str]) -> list[str]:
+    """Return the labels that rawOrLabelHeaders=label puts over a flat csv."""
+    labels = {"redcap_event_name": "Event Name", "redcap_repeat_instrument": "Repeat Instrument"}
+    labels |= {"redcap_repeat_instance": "Repeat Instance", "redcap_data_access_group": "Data Access Group"}
+    labels |= {"redcap_survey_identifier": "Survey Identifier"}
+    labels |= {f"{form}_timestamp": "Survey Timestamp" for form in project.forms}
+    labels |= {f"{form}_complete": "Complete?" for form in project.forms}
+    for one in project.fields:
+        labels[one.name] = one.label
+        for code, choice in one.codes() if one.kind == "checkbox" else ():
+            labels[checkbox_column(one.name, code)] = f"{one.label} (choice={choice})"
+    return [labels.get(column, column) for column in columns]

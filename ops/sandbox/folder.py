@@ -1,6 +1,7 @@
 """Load a folder of API exports as JSON."""
 
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ def load(path: Path) -> Project:
     info: dict[str, Any] = loaded[0] if isinstance(loaded, list) and loaded else dict(loaded)
     project = Project(
         title=str(info.get("project_title", path.name)),
-        id=int(info.get("project_id", 1)),
+        id=int(info.get("project_id") or zlib.crc32(str(path.resolve()).encode()) % 1_000_000 + 1),
         fields=fields,
         forms={name: labels.get(name, name) for name in names},
         info=info,

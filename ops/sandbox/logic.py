@@ -19,6 +19,8 @@ _TOKEN = re.compile(
     re.VERBOSE | re.IGNORECASE,
 )
 
+BRACKETS_MAX = 100
+
 
 class LogicError(Exception):
     """The logic has a mistake."""
@@ -36,6 +38,8 @@ def parse(text: str) -> Condition:
     tokens: list[tuple[str, str]] = []
     position = 0
     stripped = text.rstrip()
+    if text.count("(") > BRACKETS_MAX or text.lower().count("not") > BRACKETS_MAX:
+        raise LogicError("it is nested too deep")
     while position < len(stripped):
         match = _TOKEN.match(stripped, position)
         if not match or match.lastgroup is None:

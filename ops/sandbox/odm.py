@@ -1,6 +1,8 @@
 """Load what REDCap's "Download metadata & data (XML)" gives: CDISC ODM with its extensions."""
 
+import re
 import xml.etree.ElementTree as ET
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -33,9 +35,10 @@ class OdmError(Exception):
 def load(path: Path) -> Project:
     """Return the project of an XML file. Raises OdmError or OSError."""
     try:
-        root = ET.parse(path).getroot()  # noqa: S314 - expat refuses entity bombs since 2.4
-    except ET.ParseError as error:
-        raise OdmError(f"{path} is not well-formed XML: {error}") from None
+        text = path.read_bytes().decode("utf-8-sig")
+        root = ET.fromstring(_with_line_breaks(text).encode())  # noqa: S314 - expat >= 2.4 refuses entity bombs
+    except (ET.ParseError, UnicodeDecodeError) as error:
+        raise OdmError(f"{path} is not well-formed XML in UTF-8: {error}") from None
     namespace = root.tag.rpartition("ODM")[0]
     if not root.tag.endswith("}ODM"):
         raise OdmError(f"{path} has the root {root.tag!r}; a REDCap project XML has ODM")
@@ -50,6 +53,26 @@ def load(path: Path) -> Project:
     for subject in root.iterfind(f"{_ODM}ClinicalData/{_ODM}SubjectData"):
         _record(project, subject)
     return project
+
+
+# A tag with its attributes, or what must not be taken for one.
+_MARKUP = re.compile(r"""<!\[CDATA\[.*?\]\]>|<!--.*?-->|<[A-Za-z](?:[^>"']|"[^"]*"|'[^']*')*>""", re.DOTALL)
+_VALUE = re.compile(r""""[^"]*"|'[^']*'""", re.DOTALL)
+_BREAKS = {"\n": "&#10;", "\r": "&#13;", "\t": "&#9;"}
+
+
+def _with_line_breaks(text: str) -> str:
+    """Return the XML with the line breaks of attribute values as references.
+
+    REDCap writes them as they are, and a parser must make blanks of them (XML 1.0, 3.3.3).
+    """
+
+    def tag(match: re.Match[str]) -> str:
+        if match[0].startswith("<!"):
+            return match[0]
+        return _VALUE.sub(lambda value: re.sub("[\n\r\t]", lambda one: _BREAKS[one[0]], value[0]), match[0])
+
+    return _MARKUP.sub(tag, text)
 
 
 def _rename(root: ET.Element, old: str, new: str) -> None:
@@ -185,6 +208,8 @@ def _info(project: Project, study: ET.Element, version: str) -> None:
         for one in study.iterfind(f"{_ODM}GlobalVariables/*")
         if one.tag.startswith(_REDCAP)
     }
+    # The file does not tell the project's number; two projects must not have one.
+    project.id = zlib.crc32(study.get("OID", "").encode()) % 1_000_000 + 1
     project.title = study.findtext(f"{_ODM}GlobalVariables/{_ODM}StudyName", "")
     project.surveys = [
         one.get("form_name", "") for one in study.iter(f"{_REDCAP}Surveys") if one.get("form_name")

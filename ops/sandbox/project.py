@@ -133,6 +133,7 @@ class LogEntry:
     details: str
     record: str
     kind: str  # as the API's logtype: record_add, record_edit, record_delete, export, manage
+    group: str = ""  # the data access group of the record, then
 
 
 @dataclass(slots=True)

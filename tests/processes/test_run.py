@@ -79,6 +79,9 @@ def test_a_job_that_ends_in_its_grace_is_ok(cli, service):
     process = service("finishes_in_time", SUPERVISOR_GRACE="10s")
     working(cli)
     process.terminate()
+    said = []
+    wait_until(lambda: said.append(os.read(process.stderr.fileno(), 4096)) or b'"stopping"' in b"".join(said))
+    (cli.state_dir / "go").touch()
     assert cli.finish(process).report["outcome"] == "ok"
 
 

@@ -38,7 +38,7 @@ CLASSIC = xml.document(
         xml.item("weight", "clinic", TextValidationType="float"),
         xml.item("pulse", "clinic", TextValidationType="int"),
         xml.item("note", "clinic", "textarea"),
-        xml.item("bmi", "clinic", "calc", Calculation="[weight]*2"),
+        xml.item("bmi", "clinic", "calc", Calculation="[weight]\n\t*2"),
         xml.item("scan", "clinic", "file"),
         xml.item("mood", "clinic", "slider", SliderLabels="bad | good"),
         xml.item("headline", "clinic", "descriptive"),
@@ -62,7 +62,7 @@ CLASSIC = xml.document(
             ),
             xml.form_data(
                 "clinic",
-                {"weight": "70.5", "note": "line\nline", "clinic_complete": "1"},
+                {"weight": "70.5", "note": "line\r\n\tline", "clinic_complete": "1"},
                 files={"scan": "scan.png"},
             ),
         ),
@@ -109,7 +109,7 @@ def test_a_classic_project(tmp_path):
             "pets___d": "1",
             "person_complete": "2",
             "weight": "70.5",
-            "note": "line\nline",
+            "note": "line\r\n\tline",
             "scan": "scan.png",
             "clinic_complete": "1",
         },
@@ -155,7 +155,7 @@ def test_the_dictionary(tmp_path):
     assert rows["note"]["field_type"] == "notes"
     assert rows["weight"]["text_validation_type_or_show_slider_number"] == "number"
     assert rows["pulse"]["text_validation_type_or_show_slider_number"] == "integer"
-    assert rows["bmi"]["select_choices_or_calculations"] == "[weight]*2"
+    assert rows["bmi"]["select_choices_or_calculations"] == "[weight]\n\t*2"
     assert rows["mood"]["select_choices_or_calculations"] == "bad | good"
 
 

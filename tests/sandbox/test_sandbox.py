@@ -52,6 +52,10 @@ def test_it_says_where_it_listens_and_ends_on_sigterm():
         ["--rights", "all"],
         ["--timezone", "Mars/Base"],
         ["--rights", "dag:none"],
+        ["--port", "99999"],
+        ["--records", "-5"],
+        ["--churn", "nan"],
+        ["--token", "xyz"],
     ],
 )
 def test_wrong_arguments_are_told(arguments):
@@ -159,3 +163,109 @@ def test_faults_come_as_often_as_they_are_asked_for():
         with pytest.raises(FaultError):
             schedule.add(text)
     assert len(FAULTS) > 20
+
+
+@pytest.fixture
+def ask():
+    api = Api(synthetic.make(seed=5, records=10), TOKEN)
+
+    def ask(content="record", form="json", **parameters):
+        body = urllib.parse.urlencode({"token": TOKEN, "content": content, "format": form, **parameters})
+        return api.answer(body)
+
+    ask.api = api
+    return ask
+
+
+def rows_of(answer):
+    assert answer.status == 200, answer.body
+    return json.loads(answer.body)
+
+
+def test_export_parameters(ask):
+    first = rows_of(ask(combineCheckboxOptions="true"))[0]
+    assert first["languages"] in ("en", "fr", "de", "-9")
+    assert "languages___en" not in first
+    csv = ask(form="csv", rawOrLabelHeaders="label").body.decode()
+    assert "Languages (choice=English)" in csv.splitlines()[0]
+    assert ";" in ask(form="csv", csvDelimiter=";").body.decode().splitlines()[0]
+    weights = ask(form="csv", decimalCharacter="comma", csvDelimiter=";", fields="weight_kg").body.decode()
+    assert "," in weights
+    assert "." not in weights.replace("record_id", "")
+    eav = rows_of(ask(type="eav", fields="languages"))
+    assert {row["value"] for row in eav if row["field_name"] == "languages"} <= {"en", "fr", "de", "-9"}
+    assert all(row["record"] for row in eav)
+    xml = ask(form="xml", fields="record_id").body.decode()
+    assert xml.count("<item>") == len(rows_of(ask()))
+    assert len(rows_of(ask(dateRangeBegin="2000-01-01 00:00:00"))) == len(rows_of(ask()))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "status"),
+    [
+        ({"content": "report"}, 501),
+        ({"content": "no-such"}, 400),
+        ({"form": "odm"}, 400),
+        ({"form": "csv", "csvDelimiter": "xx"}, 400),
+        ({"filterLogic": "(" * 5_000}, 400),
+        ({"filterLogic": "[no_such] = 1"}, 400),
+        ({"data": "[" * 100_000}, 406),
+        ({"data": "<records><item>", "form": "xml"}, 406),
+        ({"data": '[{"record_id":"1","redcap_event_name":"enrolment_arm_1","sex":"77"}]'}, 400),
+        ({"data": '[{"record_id":"1","redcap_event_name":"enrolment_arm_1","born_on":"yesterday"}]'}, 400),
+        ({"data": '[{"record_id":"1","redcap_event_name":"enrolment_arm_1","pulse":"60"}]'}, 400),
+        ({"data": '[{"record_id":"1","redcap_event_name":"enrolment_arm_1","languages___en":"5"}]'}, 400),
+        ({"action": "delete", "records": "nobody"}, 400),
+        ({"action": "delete", "records": "1", "event": "visit_1_arm_1", "repeat_instance": "x"}, 400),
+        ({"action": "rename", "record": "1", "new_record_name": ""}, 400),
+    ],
+)
+def test_what_is_refused(ask, parameters, status):
+    answer = ask(**parameters)
+    assert answer.status == status
+    assert b"error" in answer.body.lower()
+    assert len(ask.api.project.records) == 10
+
+
+def test_data_comes_in_each_format(ask):
+    row = {"record_id": "1", "redcap_event_name": "enrolment_arm_1", "first_name": "Zoë"}
+    text = "record_id;redcap_event_name;first_name\n1;enrolment_arm_1;Ana\n"
+    assert rows_of(ask(data=json.dumps([row]))) == {"count": 1}
+    assert ask(form="csv", data=text, csvDelimiter=";", returnFormat="json").status == 200
+    assert rows_of(ask(records="1"))[0]["first_name"] == "Ana"
+    xml = "<records><item><record_id>1</record_id><redcap_event_name>enrolment_arm_1</redcap_event_name><sex>3</sex></item></records>"
+    assert ask(form="xml", data=xml, returnFormat="json").status == 200
+    eav = [{"record": "1", "redcap_event_name": "enrolment_arm_1", "field_name": "languages", "value": "fr"}]
+    assert rows_of(ask(type="eav", data=json.dumps(eav))) == {"count": 1}
+    first = rows_of(ask(records="1"))[0]
+    assert (first["sex"], first["languages___fr"]) == ("3", "1")
+
+
+def test_a_group_is_a_wall(ask):
+    from ops.sandbox.export import Rights
+
+    records = ask.api.project.records
+    theirs = next(name for name, one in records.items() if one.group == "south")
+    ours = next(name for name, one in records.items() if one.group == "north")
+    ask.api.rights = Rights(group="north")
+    row = {"redcap_event_name": "enrolment_arm_1", "sex": "1"}
+    assert ask(data=json.dumps([{"record_id": theirs, **row}])).status == 400
+    assert ask(action="delete", records=theirs).status == 403
+    assert ask(action="rename", record=theirs, new_record_name="x").status == 403
+    assert ask(data=json.dumps([{"record_id": "new", **row}])).status == 200
+    assert records["new"].group == "north"
+    assert ask(action="delete", records=ours).status == 200
+    assert [entry["record"] for entry in rows_of(ask("log", logtype="record_delete"))] == [ours]
+
+
+def test_two_projects_have_two_numbers(tmp_path):
+    from ops.sandbox import odm
+    from tests.sandbox import project_xml as xml
+
+    ids = set()
+    for title in ("one", "two"):
+        path = tmp_path / f"{title}.xml"
+        text = xml.document([xml.item("record_id", "f")], [], title=title)
+        path.write_text(text.replace("Project.x", f"Project.{title}"))
+        ids.add(odm.load(path).id)
+    assert len(ids) == 2

@@ -164,6 +164,39 @@ def test_a_changed_dictionary_makes_the_cycle_full(world):
     assert world.sync()["mode"] == "incremental"
 
 
+@pytest.mark.parametrize(
+    "setting",
+    [
+        {"REDCAP_FIELDS": "sex"},
+        {"REDCAP_FORMS": "visit"},
+        {"REDCAP_EVENTS": "visit_1_arm_1"},
+        {"REDCAP_RAW_OR_LABEL": "label"},
+        {"REDCAP_FILTER_LOGIC": "[sex] = '1'"},
+        {"SYNC_DROP_IDENTIFIERS": "true"},
+    ],
+)
+def test_other_settings_make_the_next_cycle_full(world, monkeypatch, setting):
+    world.sync()
+    ((name, value),) = setting.items()
+    monkeypatch.setenv(name, value)
+    assert world.sync()["mode"] == "full"
+    changed = world.stored()
+    assert changed != world.truth()
+    monkeypatch.delenv(name)
+    assert world.sync()["mode"] == "full"
+    world.assert_exact()
+
+
+def test_identifiers_are_left_out_when_that_is_asked_for(world, monkeypatch):
+    monkeypatch.setenv("SYNC_DROP_IDENTIFIERS", "true")
+    world.sync()
+    columns = {column for row in world.stored().values() for column in row}
+    assert {"record_id", "sex", "languages___en"} <= columns
+    assert not columns & {"first_name", "family_name", "born_on"}
+    database = (world.state_dir / "redcap.db").read_bytes()
+    assert b"family_name" not in database
+
+
 def test_an_empty_project_and_one_that_becomes_empty(world):
     names = list(world.api.project.records)
     world.sync()
