@@ -19,7 +19,6 @@ from typing import Any
 
 from ops.sandbox import synthetic
 from ops.sandbox.api import Api
-from ops.sandbox.project import natural
 from ops.sandbox.server import running
 
 RECORDS = 3_000
@@ -180,7 +179,6 @@ def _conclude(home: Path, reports: list[Report], truth: dict[RowKey, dict[str, A
     killed = reports[3]
     parent = [report["supervisor_rss_bytes"] for report in reports]
     records = len({key[0] for key in stored})
-    last = max(stored, key=lambda key: natural(key[0]), default=("", "", "", 0))[0]
     print(f"""
 What you saw
   synced      {records:,} records in {len(stored):,} rows; {deleted:,} more are marked as deleted
@@ -190,11 +188,11 @@ What you saw
   parent      {_mb(parent[0])} after the first cycle, {_mb(parent[-1])} after the last
   database    {database}
   journal     {home / "cycles.jsonl"} (a line a cycle)
-Try
-  sqlite3 {database} \\
-    "SELECT event, COUNT(*) FROM records WHERE deleted_at IS NULL GROUP BY event"
-  sqlite3 {database} \\
-    "SELECT json_extract(data, '$.first_name') FROM records WHERE record_id = '{last}' AND deleted_at IS NULL"
+Try (or the same with the sqlite3 program)
+  {sys.executable} -c "import sqlite3; print(*sqlite3.connect('{database}').execute(
+    'SELECT event, COUNT(*) FROM records WHERE deleted_at IS NULL GROUP BY event'), sep='\\n')"
+Remove it
+  rm -r {home}
 Then point it at your own project: set REDCAP_API_URL and REDCAP_API_TOKEN, and run ./ops/start once""")
     for fault in faults:
         print(f"NOT AS IT SHOULD BE: {fault}", file=sys.stderr)
@@ -222,4 +220,7 @@ def _mb(size_bytes: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

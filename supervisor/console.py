@@ -7,6 +7,7 @@ from typing import TextIO
 from supervisor.messages import Message
 
 BAR_CELLS = 24
+WIDE_COLUMNS = 80
 
 
 class Console:
@@ -20,7 +21,10 @@ class Console:
     def progress(self, job: str, rss_bytes: int, said: Message) -> None:
         """Draw `done` of `total`, and what the worker holds now."""
         if self._terminal:
-            line = progress_line(job, rss_bytes, said)[: shutil.get_terminal_size().columns - 1]
+            columns = shutil.get_terminal_size().columns
+            line = progress_line(job, rss_bytes, said, BAR_CELLS if columns >= WIDE_COLUMNS else 0)[
+                : columns - 1
+            ]
             self._stream.write(f"\r\x1b[K{line}")
             self._stream.flush()
             self._drawn = True
@@ -33,7 +37,7 @@ class Console:
             self._drawn = False
 
 
-def progress_line(job: str, rss_bytes: int, said: Message) -> str:
+def progress_line(job: str, rss_bytes: int, said: Message, cells: int = BAR_CELLS) -> str:
     """Return the line that shows one progress message; what a worker says is never trusted."""
     done, total = said.get("done"), said.get("total")
     unit = "".join(c for c in str(said.get("unit", "")) if c.isprintable())[:40]
@@ -41,6 +45,6 @@ def progress_line(job: str, rss_bytes: int, said: Message) -> str:
         return f"{job}"
     if not total:
         return f"{job}  {done:,} {unit}  {rss_bytes / 1e6:.0f} MB"
-    cells = max(0, min(BAR_CELLS, BAR_CELLS * done // total))
-    bar = "█" * cells + "░" * (BAR_CELLS - cells)
-    return f"{job}  {bar} {done:,} of {total:,} {unit}  {rss_bytes / 1e6:.0f} MB"
+    full = max(0, min(cells, cells * done // total))
+    bar = "█" * full + "░" * (cells - full) + " " if cells else ""
+    return f"{job}  {bar}{done:,} of {total:,} {unit}  {rss_bytes / 1e6:.0f} MB"

@@ -16,12 +16,14 @@ FIELDS = {
     prefix + name.upper(): info for prefix, model in MODELS for name, info in model.model_fields.items()
 }
 
+NOT_YET = {"SYNC_HANDLER", "SUPERVISOR_METRICS_FILE"}  # refused with a word, see below
+
 
 def test_every_setting_is_in_the_table_and_nothing_else():
-    assert set(DEFAULTS) == set(FIELDS) | {"REDCAP_API_TOKEN_FILE"}
+    assert set(DEFAULTS) == (set(FIELDS) | {"REDCAP_API_TOKEN_FILE"}) - NOT_YET
 
 
-@pytest.mark.parametrize("name", sorted(FIELDS))
+@pytest.mark.parametrize("name", sorted(set(FIELDS) - NOT_YET))
 def test_the_default_in_the_table_is_the_default(name):
     shown = DEFAULTS[name].strip(" `")
     default = FIELDS[name].get_default()
@@ -40,3 +42,11 @@ def test_the_default_in_the_table_is_the_default(name):
 def test_the_commands_of_a_newcomer_are_there():
     for command in ("./ops/start --demo", "./ops/test", "./ops/start sandbox"):
         assert command in README
+
+
+@pytest.mark.parametrize("name", sorted(NOT_YET))
+def test_a_setting_that_does_nothing_yet_is_refused(cli, name):
+    done = cli.run("once", REDCAP_API_URL="https://h/api/", REDCAP_API_TOKEN="0" * 32, **{name: "x:y"})
+    assert done.code == 78
+    assert name in done.err
+    assert name in README
