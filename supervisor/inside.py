@@ -17,6 +17,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
+import dill
+
 from supervisor import failure, libc, messages, tree
 from supervisor.cycle import Cycle
 from supervisor.signals import HANDLED
@@ -26,6 +28,15 @@ from supervisor.signals import HANDLED
 BACKSTOP_MARGIN_BYTES = 256 * 1024 * 1024
 
 _LAST_WORDS_SIGNAL = signal.SIGUSR2
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A call that `isolate` was asked for; its pickled result goes into `result_fd`."""
+
+    function: Callable[..., Any]
+    arguments: tuple[Any, ...]
+    keywords: Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +50,7 @@ class Spec:
     parent_pid: int
     start_method: str
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+    work: Work | None = None  # of `isolate`: runs instead of the target
 
 
 # As long as a result can be without its summary.
@@ -53,14 +65,14 @@ class JobError(Exception):
     """The job can't be found, or can't be called."""
 
 
-def main(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> NoReturn:
+def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, spec: Spec) -> NoReturn:
     """Be a worker until the supervisor closes the channel."""
     try:
         _first_steps(channel, output_fd, words_fd, spec)
         messages.send(channel, {"kind": "started", "pid": os.getpid()})
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":
-                messages.send(channel, _run(message, channel, spec))
+                messages.send(channel, _run(message, channel, result_fd, spec))
                 if message["last"]:
                     break  # no need to wait for the supervisor to say so
         code = 0
@@ -77,10 +89,13 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     os.setsid()  # Ctrl-C of the terminal is the supervisor's affair
     _default_signals()
     _die_with(spec.parent_pid, spec.start_method)
-    os.dup2(output_fd, 1)
-    os.dup2(output_fd, 2)
-    if spec.start_method == "fork":
-        _close_all_but({0, 1, 2, channel.fileno(), words_fd})
+    if spec.work is None:  # what `isolate` runs prints where its caller prints, and has its files
+        os.dup2(output_fd, 1)
+        os.dup2(output_fd, 2)
+        if spec.start_method == "fork":
+            _close_all_but({0, 1, 2, channel.fileno(), output_fd, words_fd})
+        os.umask(0o077)
+    os.close(output_fd)
     # /proc/self belongs to root as soon as the process is not dumpable: these two come first.
     _prefer_as_oom_victim()
     faulthandler.enable(file=words_fd, all_threads=True)
@@ -90,7 +105,6 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     libc.forbid_dumps()  # a piped core_pattern does not ask RLIMIT_CORE (core(5))
     # What the job starts stays below the worker even when its own parent ends.
     libc.adopt_orphans()
-    os.umask(0o077)
     for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
         os.environ.pop(name, None)  # else any library may speak to systemd for the service
     os.environ.update(spec.env)
@@ -141,7 +155,7 @@ def _limit_memory(ceiling_bytes: int) -> None:
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
-def _run(message: messages.Message, channel: socket.socket, spec: Spec) -> messages.Message:
+def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec: Spec) -> messages.Message:
     """Run one cycle and return the message that tells how it ended."""
     cycle = Cycle(
         name=spec.name,
@@ -155,7 +169,10 @@ def _run(message: messages.Message, channel: socket.socket, spec: Spec) -> messa
     )
     result: messages.Message = {"kind": "result"}
     try:
-        if message.get("arguments") is None:
+        if spec.work is not None:
+            _keep_result(spec.work, result_fd)
+            summary = None
+        elif message.get("arguments") is None:
             summary = _call(_find(spec.target), cycle)
         else:
             summary = _find(spec.target)(**message["arguments"])
@@ -167,6 +184,13 @@ def _run(message: messages.Message, channel: socket.socket, spec: Spec) -> messa
         "peak_rss_bytes": tree.own_peak_rss_bytes(forked=spec.start_method == "fork"),
     }
     return result
+
+
+def _keep_result(work: Work, result_fd: int) -> None:
+    """Run a call and write its result down; a result that can't be pickled is the call's failure."""
+    result = work.function(*work.arguments, **work.keywords)
+    with os.fdopen(result_fd, "wb", closefd=False) as file:
+        dill.dump(result, file)
 
 
 def _find(target: str) -> Callable[..., Any]:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from supervisor import life, memory, messages, oom, tree
 from supervisor.clock import Clock
+from supervisor.inside import Work
 from supervisor.life import Event, State
 from supervisor.plan import JobPlan
 from supervisor.run import Run, is_result
@@ -35,6 +36,8 @@ class Worker:
         *,
         on_output: Callable[[bytes], None],
         on_progress: Callable[[messages.Message], None] = lambda said: None,
+        work: Work | None = None,
+        result_fd: int = -1,
     ) -> None:
         self.job = job
         self.state = State.IDLE
@@ -52,7 +55,7 @@ class Worker:
         self._drain_s: float | None = None
         self._patience_s: float | None = None
         self._look_s = clock.now_s()
-        self._child = start(job, state_dir)
+        self._child = start(job, state_dir, work, result_fd)
         self.channel, self.output_fd = self._child.channel, self._child.output_fd
         self.pid, self.pidfd = self._child.pid, self._child.pidfd
 
@@ -141,7 +144,7 @@ class Worker:
                 self._note_cause(
                     "timeout",
                     f"the cycle ran into its limit of {self.job.cycle_timeout_s:g} s: find out what it "
-                    "waited for (traceback), or raise SUPERVISOR_CYCLE_TIMEOUT",
+                    "waited for (traceback), or raise SUPERVISOR_CYCLE_TIMEOUT (isolate: timeout)",
                 )
                 self._happens(Event.TIME_UP)
         if self._patience_s is not None and now_s >= self._patience_s:
@@ -163,7 +166,7 @@ class Worker:
             self._note_cause(
                 "ceiling",
                 f"the worker's tree held {self.rss_bytes:,} bytes, above the ceiling of {ceiling_bytes:,}: "
-                "find out what needs so much (traceback), or raise SUPERVISOR_RSS_CEILING",
+                "find out what needs so much (traceback), or raise SUPERVISOR_RSS_CEILING (isolate: rss_ceiling)",
             )
             self._happens(Event.OVER_CEILING)
         elif self.rss_bytes > memory.LAST_WORDS_SHARE * ceiling_bytes:

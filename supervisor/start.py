@@ -33,8 +33,14 @@ def _arrived(sent: Any) -> Descriptor:
     return Descriptor(sent.detach())
 
 
-def _main(channel: socket.socket, output: Descriptor, words: Descriptor, spec: inside.Spec) -> None:
-    inside.main(channel, output.fd, words.fd, spec)
+def _main(
+    channel: socket.socket,
+    output: Descriptor,
+    words: Descriptor,
+    result: Descriptor | None,
+    spec: inside.Spec,
+) -> None:
+    inside.main(channel, output.fd, words.fd, result.fd if result else -1, spec)
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +73,8 @@ class Child:
         return wait_status, usage.ru_maxrss * 1024 if self.forked else 0
 
 
-def start(job: JobPlan, state_dir: str) -> Child:
-    """Start a worker of `job`. Raises OSError when there can't be another process."""
+def start(job: JobPlan, state_dir: str, work: inside.Work | None = None, result_fd: int = -1) -> Child:
+    """Start a worker of `job`, or of a call. Raises OSError when there can't be another process."""
     channel, theirs = messages.pair()
     output_fd, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
     os.set_blocking(output_theirs, True)
@@ -83,10 +89,12 @@ def start(job: JobPlan, state_dir: str) -> Child:
         parent_pid=os.getpid(),
         start_method=job.start_method,
         env=job.env,
+        work=work,
     )
     context = multiprocess.get_context(job.start_method)
+    result = Descriptor(result_fd) if work else None
     process = context.Process(
-        target=_main, args=(theirs, Descriptor(output_theirs), Descriptor(words_fd), spec)
+        target=_main, args=(theirs, Descriptor(output_theirs), Descriptor(words_fd), result, spec)
     )
     # A signal between the fork and the child's own handlers would run ours, in the child. What is
     # exec'd has none of our handlers, and a fork server must not inherit the mask.

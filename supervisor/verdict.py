@@ -113,7 +113,7 @@ def of_the_job(last_words: str) -> str:
     for line in last_words.splitlines():
         if not line.startswith("  "):
             below = False
-        elif below or ("supervisor/inside.py" in line and line.endswith((" in _call", " in _run"))):
+        elif below or "supervisor/inside.py" in line:
             below = True
             continue
         kept.append(line)
