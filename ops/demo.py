@@ -62,9 +62,7 @@ def main() -> int:
     home = Path(tempfile.mkdtemp(prefix="redcap-sync-demo-"))
     api = Api(synthetic.make(seed=7, records=RECORDS), secrets.token_hex(16).upper())
     chance = random.Random(7)
-    print(
-        f"A sandbox REDCap server with {RECORDS:,} made-up records; a service that syncs them into SQLite.\n"
-    )
+    print(f"A sandbox REDCap server with {RECORDS:,} made-up records; a service that syncs them into SQLite.\n")
     with running(api) as server, _service(server.url, api.token, home) as service:
         _say("Cycle 1: the first sync reads everything.")
         reports = [_next_report(service, home, 1)]
@@ -87,9 +85,7 @@ def main() -> int:
 @contextlib.contextmanager
 def _service(url: str, token: str, home: Path) -> Iterator[subprocess.Popen[bytes]]:
     environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith(("SUPERVISOR_", "REDCAP_", "SYNC_"))
+        name: value for name, value in os.environ.items() if not name.startswith(("SUPERVISOR_", "REDCAP_", "SYNC_"))
     } | {
         "REDCAP_API_URL": url,
         "REDCAP_API_TOKEN": token,
@@ -200,10 +196,7 @@ Then point it at your own project: set REDCAP_API_URL and REDCAP_API_TOKEN, and 
 
 
 def _checks(
-    reports: list[Report],
-    stored: dict[RowKey, dict[str, Any]],
-    truth: dict[RowKey, dict[str, Any]],
-    code: int,
+    reports: list[Report], stored: dict[RowKey, dict[str, Any]], truth: dict[RowKey, dict[str, Any]], code: int
 ) -> Iterator[tuple[str, bool]]:
     outcomes = [report["outcome"] for report in reports]
     yield f"the outcomes are {outcomes}", outcomes == ["ok", "ok", "ok", "ceiling", "ok"]

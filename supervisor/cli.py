@@ -24,17 +24,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     except configure.ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
-    log.set_up(log.resolve_format(plan.log_format), plan.log_level)
+    log.set_up(plan.log_format, plan.log_level)
     try:
         lock_fd = lock.take(plan.state_dir)
     except lock.HeldError as error:
         print(f"redcap-sync: {error}", file=sys.stderr)
         return EX_TEMPFAIL
     except OSError as error:
-        print(
-            configure.listed([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]),
-            file=sys.stderr,
-        )
+        print(configure.listed([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]), file=sys.stderr)
         return EX_CONFIG
     try:
         return _run(plan, arguments)
@@ -94,9 +91,6 @@ def _parser() -> argparse.ArgumentParser:
     for each, default in ((parser, None), *((one, argparse.SUPPRESS) for one in commands.choices.values())):
         each.add_argument("--version", action="version", version=f"redcap-sync {__version__}")
         each.add_argument(
-            "--env-file",
-            metavar="FILE",
-            default=default,
-            help="read settings from FILE where the environment has none",
+            "--env-file", metavar="FILE", default=default, help="read settings from FILE where the environment has none"
         )
     return parser

@@ -22,9 +22,7 @@ class Console:
         """Draw `done` of `total`, and what the worker holds now."""
         if self._terminal:
             columns = shutil.get_terminal_size().columns
-            line = progress_line(job, rss_bytes, said, BAR_CELLS if columns >= WIDE_COLUMNS else 0)[
-                : columns - 1
-            ]
+            line = progress_line(job, rss_bytes, said, BAR_CELLS if columns >= WIDE_COLUMNS else 0)[: columns - 1]
             self._stream.write(f"\r\x1b[K{line}")
             self._stream.flush()
             self._drawn = True

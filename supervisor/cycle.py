@@ -35,9 +35,7 @@ class Cycle:
         if now_s - self._progress_at_s < PROGRESS_MIN_INTERVAL_S and done != total:
             return
         self._progress_at_s = now_s
-        messages.send(
-            self._channel, {"kind": "progress", "done": done, "total": total, "unit": str(unit)[:40]}
-        )
+        messages.send(self._channel, {"kind": "progress", "done": done, "total": total, "unit": str(unit)[:40]})
 
     def remaining_s(self) -> float:
         """Return the seconds that are left until the cycle's time limit."""

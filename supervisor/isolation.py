@@ -15,7 +15,7 @@ from supervisor.inside import Work
 from supervisor.life import State
 from supervisor.plan import JobPlan
 from supervisor.process import Worker
-from supervisor.run import Run
+from supervisor.run import Run, begin
 from supervisor.wait import wait
 
 T = TypeVar("T")
@@ -112,7 +112,7 @@ def isolate(
     result_fd = os.memfd_create("result", os.MFD_CLOEXEC)
     try:
         run = _to_its_end(job, Work(function, arguments, keywords), result_fd, clock)
-        made = _report(run, job)
+        made = report.build(run, job)
         if made["outcome"] != "ok":
             raise _ERRORS.get(made["outcome"], IsolationError)(made)
         with os.fdopen(result_fd, "rb", closefd=False) as file:
@@ -139,9 +139,7 @@ def isolated(
         def call(*arguments: P.args, **keywords: P.kwargs) -> T:
             bound = functools.partial(function, *arguments, **keywords)
             functools.update_wrapper(bound, function)
-            done = isolate(
-                bound, rss_ceiling=rss_ceiling, timeout=timeout, grace=grace, start_method=start_method
-            )
+            done = isolate(bound, rss_ceiling=rss_ceiling, timeout=timeout, grace=grace, start_method=start_method)
             result: T = done.result
             return result
 
@@ -152,18 +150,8 @@ def isolated(
 
 def _to_its_end(job: JobPlan, work: Work, result_fd: int, clock: Clock) -> Run:
     worker = Worker(job, "", clock, on_output=lambda chunk: None, work=work, result_fd=result_fd)
-    now_s = clock.now_s()
     try:
-        worker.assign(
-            Run(
-                number=1,
-                id=tree.random_uuid(),
-                full=False,
-                started_at=clock.wall(),
-                started_s=now_s,
-                deadline_s=now_s + job.cycle_timeout_s,
-            )
-        )
+        worker.assign(begin(job, clock, number=1))
         while worker.state is not State.GONE:
             wait([worker], [], worker.deadline_s() - clock.now_s())
     except BaseException:  # Ctrl-C: the call must not live on without its caller
@@ -172,18 +160,6 @@ def _to_its_end(job: JobPlan, work: Work, result_fd: int, clock: Clock) -> Run:
             wait([worker], [], min(0.1, worker.deadline_s() - clock.now_s()))
         raise
     return worker.ended[0]
-
-
-def _report(run: Run, job: JobPlan) -> report.Report:
-    own_rss_bytes = tree.rss_bytes(os.getpid())
-    return report.build(
-        run,
-        job,
-        supervisor_rss_bytes=own_rss_bytes,
-        resident_after_bytes=own_rss_bytes,
-        missed_ticks=0,
-        next_at=None,
-    )
 
 
 def _start_method(ceiling_bytes: int) -> str:

@@ -12,19 +12,12 @@ logger = logging.getLogger("supervisor")
 
 
 def set_up(log_format: str, level: str) -> None:
-    """Send the supervisor's lines to standard error in `json` or `text`."""
+    """Send the supervisor's lines to standard error in `json` or `text`; `auto` is text on a terminal."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(_Text() if log_format == "text" else _Json())
+    handler.setFormatter(_Text() if log_format == "text" or (log_format == "auto" and os.isatty(2)) else _Json())
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
-
-
-def resolve_format(log_format: str) -> str:
-    """Return `text` or `json` for `auto`, by whether standard error is a terminal."""
-    if log_format != "auto":
-        return log_format
-    return "text" if os.isatty(2) else "json"
 
 
 def say(event: str, level: int = logging.INFO, text: str = "", **fields: Any) -> None:

@@ -5,7 +5,6 @@ Start reading at `Supervisor.run`. Whatever is heavy happens in a worker; the lo
 
 import gc
 import logging
-import os
 import random
 import signal
 from collections.abc import Callable
@@ -21,7 +20,7 @@ from supervisor.output import Lines
 from supervisor.plan import JobPlan, Plan
 from supervisor.process import Worker
 from supervisor.reload import Reload
-from supervisor.run import Run
+from supervisor.run import Run, begin
 from supervisor.schedule import Schedule
 from supervisor.signals import Signals
 from supervisor.start import helper_pids
@@ -172,14 +171,7 @@ class Supervisor:
             post.cycles += self._once
             return
         post.cycles += 1
-        run = Run(
-            number=post.cycles,
-            id=tree.random_uuid(),
-            full=self._full,
-            started_at=self._clock.wall(),
-            started_s=now_s,
-            deadline_s=now_s + job.cycle_timeout_s,
-        )
+        run = begin(job, self._clock, number=post.cycles, full=self._full)
         post.lines.begin(run.number)
         post.worker.assign(run)
 
@@ -188,13 +180,7 @@ class Supervisor:
             rss_bytes = post.worker.rss_bytes if post.worker else 0
             self._on_progress(post.job.name, rss_bytes, said)
 
-        return Worker(
-            post.job,
-            self._plan.state_dir,
-            self._clock,
-            on_output=post.lines.feed,
-            on_progress=on_progress,
-        )
+        return Worker(post.job, self._plan.state_dir, self._clock, on_output=post.lines.feed, on_progress=on_progress)
 
     def _patience_s(self) -> float:
         """Return how long nothing can happen that the kernel would not wake us for."""
@@ -206,11 +192,7 @@ class Supervisor:
         if self._look_around_s is not None:
             limits.append(self._look_around_s)
         return min(
-            [
-                self._notifier.beat_s or WAIT_MAX_S,
-                WAIT_MAX_S,
-                *(limit - self._clock.now_s() for limit in limits),
-            ]
+            [self._notifier.beat_s or WAIT_MAX_S, WAIT_MAX_S, *(limit - self._clock.now_s() for limit in limits)]
         )
 
     def _obey(self, signals: list[int]) -> None:
@@ -234,7 +216,7 @@ class Supervisor:
             return
         self._notifier.ready()  # also when they were refused: it runs on, with what it had
         if plan is not self._plan:
-            log.set_up(log.resolve_format(plan.log_format), plan.log_level)
+            log.set_up(plan.log_format, plan.log_level)
             self._take_up(plan)
             log.say("reloaded", text="the new settings are in force", jobs=len(plan.jobs))
 
@@ -306,17 +288,9 @@ class Supervisor:
         if not self._once and not self._stop_asked:
             wait_s = max(0.0, post.schedule.due_s - now_s)
             next_at = rfc3339(self._clock.wall() + timedelta(seconds=wait_s))
-        own_rss_bytes = tree.rss_bytes(os.getpid())
+        kept_rss_bytes = tree.tree_rss_bytes(post.worker.pid) if post.worker else 0
         self._on_report(
-            report.build(
-                run,
-                job,
-                supervisor_rss_bytes=own_rss_bytes,
-                resident_after_bytes=own_rss_bytes
-                + (tree.tree_rss_bytes(post.worker.pid) if post.worker else 0),
-                missed_ticks=post.missed_ticks,
-                next_at=next_at,
-            )
+            report.build(run, job, kept_rss_bytes=kept_rss_bytes, missed_ticks=post.missed_ticks, next_at=next_at)
         )
         if post.schedule.broken and not self._once and not self._stop_asked:
             self._broken = True

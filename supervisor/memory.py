@@ -24,12 +24,7 @@ def next_look_s(rss_bytes: int, ceiling_bytes: int) -> float:
 
 
 def recycle_reason(
-    *,
-    outcome: str,
-    cycles_served: int,
-    cycles_per_worker: int,
-    rss_bytes: int,
-    recycle_rss_bytes: int,
+    *, outcome: str, cycles_served: int, cycles_per_worker: int, rss_bytes: int, recycle_rss_bytes: int
 ) -> str | None:
     """Return why a worker is not kept after a cycle; None when it is kept."""
     if outcome != "ok":

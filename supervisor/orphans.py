@@ -38,10 +38,7 @@ class Orphans:
                     self._end(pid)
         if ended:
             log.say(
-                "orphans",
-                logging.WARNING,
-                f"{ended} processes outlived their worker and were ended",
-                processes=ended,
+                "orphans", logging.WARNING, f"{ended} processes outlived their worker and were ended", processes=ended
             )
         return ended
 

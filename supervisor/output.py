@@ -49,10 +49,4 @@ class Lines:
             return
         self._logged += 1
         text = line[:LINE_MAX_BYTES].decode("utf-8", "replace").rstrip("\r")
-        log.say(
-            "output",
-            text=f"{self._job} #{self._cycle} | {text}",
-            job=self._job,
-            cycle=self._cycle,
-            line=text,
-        )
+        log.say("output", text=f"{self._job} #{self._cycle} | {text}", job=self._job, cycle=self._cycle, line=text)

@@ -105,14 +105,10 @@ class Worker:
         self._note_cause("stopped", "the supervisor was asked to stop at once")
         self._happens(Event.HURRY)
 
-    def retire(self) -> None:
-        """Let a worker go that was kept."""
-        self._happens(Event.RETIRE)
-
     def retire_when_idle(self) -> None:
         """Let the worker go if it has nothing to do; else its next end of a cycle will show."""
         if self.state is State.IDLE:
-            self.retire()
+            self._happens(Event.RETIRE)
 
     # What happens to it.
 
@@ -134,9 +130,7 @@ class Worker:
             self._look(now_s)
         if self.state is State.RUNNING and self.run:
             if self._drain_s is not None and now_s >= self._drain_s:
-                self._note_cause(
-                    "stopped", f"the job did not return within the grace of {self.job.grace_s:g} s"
-                )
+                self._note_cause("stopped", f"the job did not return within the grace of {self.job.grace_s:g} s")
                 self._happens(Event.TIME_UP)
             elif now_s >= self.run.deadline_s - LAST_WORDS_AHEAD_S:
                 self._ask_last_words()
@@ -156,9 +150,7 @@ class Worker:
         self.rss_bytes = tree.tree_rss_bytes(self.pid)
         ceiling_bytes = self.job.rss_ceiling_bytes
         self._look_s = now_s + (
-            memory.LOOK_IDLE_S
-            if self.state is State.IDLE
-            else memory.next_look_s(self.rss_bytes, ceiling_bytes)
+            memory.LOOK_IDLE_S if self.state is State.IDLE else memory.next_look_s(self.rss_bytes, ceiling_bytes)
         )
         if self.run:
             self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, self.rss_bytes)

@@ -8,7 +8,7 @@ from supervisor.life import State
 from supervisor.output import Lines
 from supervisor.plan import Plan
 from supervisor.process import Worker
-from supervisor.run import Run
+from supervisor.run import begin
 
 
 class Reload:
@@ -26,23 +26,12 @@ class Reload:
             self._again = True
             return
         log.say("reloading", text="reading the settings again")
-        now_s = self._clock.now_s()
         try:
             self.worker = Worker(configure.JOB, "", self._clock, on_output=Lines("settings").feed)
         except OSError as error:
             _refuse(f"no process could be started ({error})")
             return
-        self.worker.assign(
-            Run(
-                number=0,
-                id="",
-                full=False,
-                started_at=self._clock.wall(),
-                started_s=now_s,
-                deadline_s=now_s + configure.JOB.cycle_timeout_s,
-                arguments={"env_file": self._env_file},
-            )
-        )
+        self.worker.assign(begin(configure.JOB, self._clock, arguments={"env_file": self._env_file}))
 
     def take(self, old: Plan) -> Plan | None:
         """Return the plan that is in force when the reading is over: the new one, or `old`.

@@ -6,7 +6,7 @@ import os
 import textwrap
 from typing import Any
 
-from supervisor import log
+from supervisor import log, tree
 from supervisor.clock import rfc3339
 from supervisor.plan import JobPlan
 from supervisor.run import Run
@@ -16,19 +16,13 @@ Report = dict[str, Any]
 
 
 def build(
-    run: Run,
-    job: JobPlan,
-    *,
-    supervisor_rss_bytes: int,
-    resident_after_bytes: int,
-    missed_ticks: int,
-    next_at: str | None,
+    run: Run, job: JobPlan, *, kept_rss_bytes: int = 0, missed_ticks: int = 0, next_at: str | None = None
 ) -> Report:
     """Return the report of a cycle that is over, with the keys of the README's table."""
     seen = run.evidence
     outcome, error = judge(seen)
-    killed = seen.wait_status is not None and os.WIFSIGNALED(seen.wait_status)
-    exited = seen.wait_status is not None and os.WIFEXITED(seen.wait_status)
+    own_rss_bytes = tree.rss_bytes(os.getpid())
+    code = None if seen.wait_status is None else os.waitstatus_to_exitcode(seen.wait_status)
     return {
         "event": "cycle",
         "job": job.name,
@@ -41,13 +35,11 @@ def build(
         "worker_cycles": run.worker_cycles,
         "worker_peak_rss_bytes": run.peak_rss_bytes,
         "rss_ceiling_bytes": job.rss_ceiling_bytes,
-        "supervisor_rss_bytes": supervisor_rss_bytes,
-        "resident_after_bytes": resident_after_bytes,
+        "supervisor_rss_bytes": own_rss_bytes,
+        "resident_after_bytes": own_rss_bytes + kept_rss_bytes,
         "recycled": run.recycled,
-        "exit_code": os.WEXITSTATUS(seen.wait_status) if exited and seen.wait_status is not None else None,
-        "signal": signal_name(os.WTERMSIG(seen.wait_status))
-        if killed and seen.wait_status is not None
-        else None,
+        "exit_code": code if code is not None and code >= 0 else None,
+        "signal": signal_name(-code) if code is not None and code < 0 else None,
         "over_ceiling_bytes": seen.over_ceiling_bytes,
         "ended_in_s": None if seen.ended_in_s is None else round(seen.ended_in_s, 4),
         "missed_ticks": missed_ticks,

@@ -4,7 +4,10 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from supervisor import tree
+from supervisor.clock import Clock
 from supervisor.messages import Message
+from supervisor.plan import JobPlan
 from supervisor.verdict import Evidence
 
 
@@ -25,6 +28,20 @@ class Run:
     worker_cycles: int = 0
     recycled: str | None = None
     evidence: Evidence = field(default_factory=Evidence)
+
+
+def begin(job: JobPlan, clock: Clock, *, number: int = 0, full: bool = False, arguments: Any = None) -> Run:
+    """Return a run that starts now; `arguments` are those of a function of the supervisor's own."""
+    now_s = clock.now_s()
+    return Run(
+        number=number,
+        id=tree.random_uuid(),
+        full=full,
+        started_at=clock.wall(),
+        started_s=now_s,
+        deadline_s=now_s + job.cycle_timeout_s,
+        arguments=arguments,
+    )
 
 
 def is_result(message: Message) -> bool:

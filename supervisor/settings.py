@@ -202,8 +202,7 @@ def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -
         if settings := _settings(faults, keys, f" of [jobs.{name}]"):
             with _environment(env):
                 faults += [
-                    {**one, "variable": f"{one['variable']} of [jobs.{name}]"}
-                    for one in job_faults(settings.job)
+                    {**one, "variable": f"{one['variable']} of [jobs.{name}]"} for one in job_faults(settings.job)
                 ]
             yield settings.job_plan(name, {**overlay, **env})
 

@@ -34,11 +34,7 @@ def _arrived(sent: Any) -> Descriptor:
 
 
 def _main(
-    channel: socket.socket,
-    output: Descriptor,
-    words: Descriptor,
-    result: Descriptor | None,
-    spec: inside.Spec,
+    channel: socket.socket, output: Descriptor, words: Descriptor, result: Descriptor | None, spec: inside.Spec
 ) -> None:
     inside.main(channel, output.fd, words.fd, result.fd if result else -1, spec)
 
@@ -122,8 +118,6 @@ def helper_pids() -> set[int]:
         ("multiprocess.forkserver", "_forkserver", "_forkserver_pid"),
     )
     found = {
-        getattr(getattr(sys.modules[module], keeper), pid)
-        for module, keeper, pid in keepers
-        if module in sys.modules
+        getattr(getattr(sys.modules[module], keeper), pid) for module, keeper, pid in keepers if module in sys.modules
     }
     return {pid for pid in found if pid}

@@ -47,11 +47,7 @@ def judge(seen: Evidence) -> tuple[Outcome, dict[str, str] | None]:
     return "ok", None
 
 
-_TYPES: dict[str, str] = {
-    "ceiling": "CeilingExceeded",
-    "timeout": "CycleTimeout",
-    "stopped": "Stopped",
-}
+_TYPES: dict[str, str] = {"ceiling": "CeilingExceeded", "timeout": "CycleTimeout", "stopped": "Stopped"}
 
 
 _OOM = (
@@ -72,11 +68,7 @@ def _done(seen: Evidence) -> bool:
 def _detail(seen: Evidence) -> str:
     if seen.ended_in_s is None:
         return seen.detail
-    over = (
-        ""
-        if seen.over_ceiling_bytes is None
-        else f" it was {seen.over_ceiling_bytes:,} bytes above at most, and"
-    )
+    over = "" if seen.over_ceiling_bytes is None else f" it was {seen.over_ceiling_bytes:,} bytes above at most, and"
     return f"{seen.detail};{over or ' it was'} gone after {seen.ended_in_s * 1000:.0f} ms"
 
 
@@ -98,9 +90,7 @@ def _death(seen: Evidence) -> str:
             ": it is what the kernel's OOM killer sends, and others too" if number == 9 else ""
         )
     code = os.waitstatus_to_exitcode(seen.wait_status)
-    return (
-        f"the worker ended with exit code {code} and without a result: a job must return, not call os._exit"
-    )
+    return f"the worker ended with exit code {code} and without a result: a job must return, not call os._exit"
 
 
 def of_the_job(last_words: str) -> str:

@@ -8,7 +8,7 @@ from supervisor.clock import Clock
 from supervisor.life import State
 from supervisor.plan import JobPlan
 from supervisor.process import Worker
-from supervisor.run import Run
+from supervisor.run import Run, begin
 
 
 def wait(workers: list[Worker], extra_fds: list[int], timeout_s: float) -> list[int]:
@@ -36,18 +36,7 @@ def call(job: JobPlan, arguments: dict[str, Any], clock: Clock) -> Run:
     What it prints goes to standard error. Raises OSError when no process can be started.
     """
     worker = Worker(job, "", clock, on_output=_to_stderr)
-    now_s = clock.now_s()
-    worker.assign(
-        Run(
-            number=0,
-            id="",
-            full=False,
-            started_at=clock.wall(),
-            started_s=now_s,
-            deadline_s=now_s + job.cycle_timeout_s,
-            arguments=arguments,
-        )
-    )
+    worker.assign(begin(job, clock, arguments=arguments))
     while worker.state is not State.GONE:
         wait([worker], [], worker.deadline_s() - clock.now_s())
     return worker.ended[0]

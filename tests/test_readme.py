@@ -12,9 +12,7 @@ README = (ROOT / "README.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"^\| (`(?:SUPERVISOR|REDCAP|SYNC)_[^|]+?) \|([^|]*)\|", README, re.MULTILINE))
 DEFAULTS = {name: default for cell, default in ROWS.items() for name in re.findall(r"`([A-Z_]+)`", cell)}
 MODELS = (("SUPERVISOR_", Settings), ("REDCAP_", RedcapSettings), ("SYNC_", SyncSettings))
-FIELDS = {
-    prefix + name.upper(): info for prefix, model in MODELS for name, info in model.model_fields.items()
-}
+FIELDS = {prefix + name.upper(): info for prefix, model in MODELS for name, info in model.model_fields.items()}
 
 NOT_YET = {"SYNC_HANDLER", "SUPERVISOR_METRICS_FILE"}  # refused with a word, see below
 

@@ -91,33 +91,35 @@ class Sync:
     zone_source: str = ""
     offset_s: int = 0
     started_s: float = field(default_factory=time.monotonic)
+    structure: Structure = field(init=False)
+    started_at: datetime = field(init=False)  # the server's clock
+    mode: str = ""
+    begin: datetime | None = None  # of the window, in the server's local time
 
     def run(self) -> dict[str, Any]:
         """Find what changed, fetch it, write it; move the checkpoint."""
         wanted = {"fields": self.redcap.fields, "drop_identifiers": self.settings.drop_identifiers}
-        structure = project.read(self.client, wanted | self._scope())
-        started_at = self.client.server_time or self.now()
-        before = self.sink.checkpoint(structure.project_id)
-        self.offset_s = self._offset(started_at, before)
-        mode = self._mode(structure, before, started_at)
-        if mode == "full":
-            return self._full(structure, before, started_at)
-        return self._incremental(structure, before, started_at, mode)
+        self.structure = project.read(self.client, wanted | self._scope())
+        self.started_at = self.client.server_time or self.now()
+        before = self.sink.checkpoint(self.structure.project_id)
+        self.offset_s = self._offset(before)
+        self.mode = self._mode(before)
+        return self._full(before) if self.mode == "full" else self._incremental(before)
 
-    def _mode(self, structure: Structure, before: Checkpoint, started_at: datetime) -> str:
+    def _mode(self, before: Checkpoint) -> str:
         if self.cycle.full or before.synced_until is None or before.backfill_started_at is not None:
             return "full"
-        if before.structure_hash != structure.hash:
+        if before.structure_hash != self.structure.hash:
             return "full"  # a new or renamed field leaves no trace in any record's log
         every_s = self.redcap.reconcile_every
-        due = before.reconciled_at is None or started_at - before.reconciled_at >= timedelta(seconds=every_s)
+        due = before.reconciled_at is None or self.started_at - before.reconciled_at >= timedelta(seconds=every_s)
         return "reconcile" if every_s and due else "incremental"
 
-    def _offset(self, started_at: datetime, before: Checkpoint) -> int:
+    def _offset(self, before: Checkpoint) -> int:
         """Return the server's offset from UTC in seconds, as well as it can be known."""
         if self.redcap.timezone:
             self.zone_source = "setting"
-            return _offset_s(started_at.astimezone(ZoneInfo(self.redcap.timezone)))
+            return _offset_s(self.started_at.astimezone(ZoneInfo(self.redcap.timezone)))
         seen = server_offset(self.client, before.utc_offset_s)
         if seen is not None:
             self.zone_source = "log"
@@ -126,76 +128,72 @@ class Sync:
             self.zone_source = "checkpoint"
             return before.utc_offset_s - 3600  # its clock may have changed since: rather too early
         self.zone_source = "host"
-        return _offset_s(started_at.astimezone())
+        return _offset_s(self.started_at.astimezone())
 
     # A full cycle: all ids first, then batches; each commits with a cursor.
 
-    def _full(self, structure: Structure, before: Checkpoint, started_at: datetime) -> dict[str, Any]:
-        ids, sees_all = self._all_ids(structure)
-        known = self.sink.record_ids(structure.project_id)
+    def _full(self, before: Checkpoint) -> dict[str, Any]:
+        ids, sees_all = self._all_ids()
+        known = self.sink.record_ids(self.structure.project_id)
         if not ids and known:
-            ids, sees_all = self._all_ids(structure)  # an empty answer gets a second look
+            ids, sees_all = self._all_ids()  # an empty answer gets a second look
         # What is here and not there is asked for like the rest, and gone only when confirmed.
         ordered = sorted(set(ids) | known) if sees_all else sorted(ids)
         checkpoint = before
-        if before.backfill_started_at is None or before.backfill_structure_hash != structure.hash:
+        if before.backfill_started_at is None or before.backfill_structure_hash != self.structure.hash:
             checkpoint = replace(
                 before,
-                backfill_started_at=started_at,
+                backfill_started_at=self.started_at,
                 backfill_cursor=None,
-                backfill_structure_hash=structure.hash,
+                backfill_structure_hash=self.structure.hash,
             )
         cursor = checkpoint.backfill_cursor
         left = [one for one in ordered if cursor is None or one > cursor]
-        for asked, found, gone in self._fetch(structure, left, total=len(ordered)):
+        for asked, found, gone in self._fetch(left, total=len(ordered)):
             checkpoint = replace(checkpoint, backfill_cursor=asked[-1])
-            self._write(structure, found, gone, checkpoint)
+            self._write(found, gone, checkpoint)
             if self.cycle.stopping:
-                return self._summary(structure, "full", None, started_at)
+                return self._summary()
         # Nothing before the first attempt's start needs a second read, all after it does.
         begun_at = checkpoint.backfill_started_at
         done = Checkpoint(
             synced_until=begun_at,
             utc_offset_s=self.offset_s,
-            structure_hash=structure.hash,
+            structure_hash=self.structure.hash,
             reconciled_at=begun_at if sees_all else before.reconciled_at,
         )
-        return self._finish(structure, [], done, "full", None, started_at)
+        return self._finish([], done)
 
     # An incremental cycle: what the server says was changed since, and what it deleted.
 
-    def _incremental(
-        self, structure: Structure, before: Checkpoint, started_at: datetime, mode: str
-    ) -> dict[str, Any]:
-        begin = self._begin(before, started_at)
-        changed, _ = self._ids(structure, {"dateRangeBegin": server_format(begin)})
-        log = read_log(self.client, begin, structure.id_field)
+    def _incremental(self, before: Checkpoint) -> dict[str, Any]:
+        self.begin = begin = self._window_begin(before)
+        changed, _ = self._ids({"dateRangeBegin": server_format(begin)})
+        log = read_log(self.client, begin, self.structure.id_field)
         wanted = set(changed) | log.deleted
         reconciled_at = before.reconciled_at
-        if mode == "reconcile" or log.renamed:
-            ids, sees_all = self._all_ids(structure)
+        if self.mode == "reconcile" or log.renamed:
+            ids, sees_all = self._all_ids()
             if sees_all:
-                wanted |= set(ids) ^ self.sink.record_ids(structure.project_id)
-                reconciled_at = started_at
+                wanted |= set(ids) ^ self.sink.record_ids(self.structure.project_id)
+                reconciled_at = self.started_at
         all_gone: list[str] = []
-        for _, found, gone in self._fetch(structure, sorted(wanted), total=len(wanted)):
+        for _, found, gone in self._fetch(sorted(wanted), total=len(wanted)):
             all_gone += gone
-            self._write(structure, found, [], before)
+            self._write(found, [], before)
             if self.cycle.stopping:
-                return self._summary(structure, mode, begin, started_at)
-        done = replace(
-            before, synced_until=started_at, utc_offset_s=self.offset_s, reconciled_at=reconciled_at
-        )
-        return self._finish(structure, all_gone, done, mode, begin, started_at)
+                return self._summary()
+        done = replace(before, synced_until=self.started_at, utc_offset_s=self.offset_s, reconciled_at=reconciled_at)
+        return self._finish(all_gone, done)
 
-    def _begin(self, before: Checkpoint, started_at: datetime) -> datetime:
+    def _window_begin(self, before: Checkpoint) -> datetime:
         assert before.synced_until is not None
         # The server compares whole seconds, and "after" leaves out the very second.
         begin = before.synced_until - timedelta(seconds=self.redcap.overlap + 1)
         if self.redcap.timezone:
-            return begin_local(begin, started_at, ZoneInfo(self.redcap.timezone))
+            return begin_local(begin, self.started_at, ZoneInfo(self.redcap.timezone))
         then_s = before.utc_offset_s if before.utc_offset_s is not None else self.offset_s
-        return begin_by_offsets(begin, started_at, then_s, self.offset_s)
+        return begin_by_offsets(begin, self.started_at, then_s, self.offset_s)
 
     # Asking for ids and rows.
 
@@ -209,14 +207,14 @@ class Sync:
             scope["filterLogic"] = self.redcap.filter_logic
         return scope
 
-    def _all_ids(self, structure: Structure) -> tuple[list[str], bool]:
+    def _all_ids(self) -> tuple[list[str], bool]:
         """Return all record ids, and whether they are known to be all there are.
 
         A token whose user is in a data access group sees its own records only, and nothing
         says so but that the server leaves out the column of groups that was asked for.
         """
         scope = {name: value for name, value in self._scope().items() if name in ("events", "filterLogic")}
-        ids, columns = self._ids(structure, {**scope, "exportDataAccessGroups": "true"})
+        ids, columns = self._ids({**scope, "exportDataAccessGroups": "true"})
         if "redcap_data_access_group" in columns:
             return ids, True
         try:
@@ -226,36 +224,34 @@ class Sync:
                 raise
             return ids, False  # the token may not ask: whether there are groups can't be known
 
-    def _ids(self, structure: Structure, extra: Mapping[str, str]) -> tuple[list[str], set[str]]:
+    def _ids(self, extra: Mapping[str, str]) -> tuple[list[str], set[str]]:
         """Return the ids of the records that `extra` picks, each once, and the columns seen."""
 
         def consume(rows: Iterator[Row]) -> tuple[list[str], set[str]]:
             ids: dict[str, None] = {}
             columns: set[str] = set()
             for row in rows:
-                ids[records.key_of(row, structure.id_field).record_id] = None
+                ids[records.key_of(row, self.structure.id_field).record_id] = None
                 columns = columns or set(row)
                 if len(ids) % 1000 == 0:
                     self.cycle.progress(len(ids), None, "record ids")
             return list(ids), columns
 
-        ids, columns = self.client.read(
-            "record", {"type": "flat", **extra, "fields": structure.id_field}, consume
-        )
-        records.refuse_hashed(ids, structure.id_field)
+        ids, columns = self.client.read("record", {"type": "flat", **extra, "fields": self.structure.id_field}, consume)
+        records.refuse_hashed(ids, self.structure.id_field)
         return ids, columns
 
     def _fetch(
-        self, structure: Structure, ids: Sequence[str], *, total: int
+        self, ids: Sequence[str], *, total: int
     ) -> Iterator[tuple[Sequence[str], dict[str, dict[Key, Row]], list[str]]]:
         """Yield each batch: the ids asked for, their records, and those confirmed gone."""
-        size = records.batch_size(self.redcap.batch_size, structure.columns)
+        size = records.batch_size(self.redcap.batch_size, self.structure.columns)
         done = total - len(ids)
         waiting = list(ids)
         while waiting:
             some, waiting = waiting[:size], waiting[size:]
             try:
-                found = self._rows(structure, some, divisible=len(some) > 1)
+                found = self._rows(some, divisible=len(some) > 1)
             except SyncError as error:
                 if not error.smaller or len(some) == 1:
                     raise
@@ -263,49 +259,46 @@ class Sync:
                 self.client.counters.retries += 1
                 waiting = some + waiting
                 continue
-            gone = self._look_again(structure, found, some)
+            gone = self._look_again(found, some)
             self.batches += 1
             done += len(some)
             yield some, found, gone
             self.cycle.progress(done, total, "records")
 
-    def _rows(
-        self, structure: Structure, ids: Sequence[str], *, divisible: bool
-    ) -> dict[str, dict[Key, Row]]:
+    def _rows(self, ids: Sequence[str], *, divisible: bool) -> dict[str, dict[Key, Row]]:
         scope: dict[str, Any] = dict(self._scope())
         if self.redcap.fields:
-            scope["fields"] = ",".join(dict.fromkeys([structure.id_field, *self.redcap.fields]))
+            scope["fields"] = ",".join(dict.fromkeys([self.structure.id_field, *self.redcap.fields]))
         elif self.redcap.forms:
-            scope["fields"] = structure.id_field
+            scope["fields"] = self.structure.id_field
 
         def consume(rows: Iterator[Row]) -> dict[str, dict[Key, Row]]:
             if self.settings.drop_identifiers:
-                rows = (records.without(row, structure.identifiers) for row in rows)
-            return records.group(rows, structure.id_field, ids)
+                rows = (records.without(row, self.structure.identifiers) for row in rows)
+            return records.group(rows, self.structure.id_field, ids)
 
         return self.client.read("record", {**scope, "records": ids}, consume, divisible=divisible)
 
-    def _look_again(
-        self, structure: Structure, found: dict[str, dict[Key, Row]], asked: Sequence[str]
-    ) -> list[str]:
+    def _look_again(self, found: dict[str, dict[Key, Row]], asked: Sequence[str]) -> list[str]:
         """Ask once more for what did not come; return what is confirmed gone.
 
         A server can lose rows without an error, so that a record is not there proves nothing.
         """
         have = {name.rstrip().casefold() for name in found}
+        respelt = [one for one in asked if one not in found and one.rstrip().casefold() in have]
         missing = [one for one in asked if one.rstrip().casefold() not in have]
         if not missing:
-            return []
-        again = self._rows(structure, missing, divisible=False)
+            return respelt
+        again = self._rows(missing, divisible=False)
         found |= again
         have = {name.rstrip().casefold() for name in again}
-        return self._confirm_gone(structure, [one for one in missing if one.rstrip().casefold() not in have])
+        return self._confirm_gone([one for one in missing if one.rstrip().casefold() not in have]) + respelt
 
-    def _confirm_gone(self, structure: Structure, ids: Sequence[str]) -> list[str]:
+    def _confirm_gone(self, ids: Sequence[str]) -> list[str]:
         """Return `ids` when a request for them alone, and only their id, brings none of them."""
         for some in records.batches(ids, records.RECORDS_MAX_PER_REQUEST):
             scope = {name: value for name, value in self._scope().items() if name != "forms"}
-            parameters = {**scope, "fields": structure.id_field, "records": some}
+            parameters = {**scope, "fields": self.structure.id_field, "records": some}
             present = self.client.read("record", parameters, lambda rows: sum(1 for _ in rows))
             if present:
                 raise RecordsUnconfirmed(
@@ -318,7 +311,6 @@ class Sync:
 
     def _write(
         self,
-        structure: Structure,
         found: Mapping[str, Mapping[Key, Row]],
         gone: Sequence[str],
         checkpoint: Checkpoint,
@@ -326,7 +318,7 @@ class Sync:
     ) -> None:
         started_s = time.monotonic()
         done = self.sink.write(
-            structure.project_id,
+            self.structure.project_id,
             found,
             gone,
             at=self.now(),
@@ -341,32 +333,22 @@ class Sync:
         for name in ("inserted", "updated", "unchanged", "deleted"):
             setattr(self.counts, name, getattr(self.counts, name) + getattr(done, name))
 
-    def _finish(
-        self,
-        structure: Structure,
-        gone: Sequence[str],
-        checkpoint: Checkpoint,
-        mode: str,
-        begin: datetime | None,
-        started_at: datetime,
-    ) -> dict[str, Any]:
+    def _finish(self, gone: Sequence[str], checkpoint: Checkpoint) -> dict[str, Any]:
         """Move the checkpoint, with the last changes and the cycle's own row."""
-        row = self._summary(structure, mode, begin, started_at)
+        row = self._summary()
         del row["zone_source"]
         row |= {"cycle_id": self.cycle.id, "finished_at": self.now()}
-        self._write(structure, {}, gone, checkpoint, row)
-        return self._summary(structure, mode, begin, started_at)
+        self._write({}, gone, checkpoint, row)
+        return self._summary()
 
-    def _summary(
-        self, structure: Structure, mode: str, begin: datetime | None, started_at: datetime
-    ) -> dict[str, Any]:
+    def _summary(self) -> dict[str, Any]:
         counters = self.client.counters
         all_s = time.monotonic() - self.started_s
         return {
-            "project_id": structure.project_id,
-            "mode": mode,
-            "window_begin": server_format(begin) if begin else None,
-            "window_end": server_format(started_at + timedelta(seconds=self.offset_s)),
+            "project_id": self.structure.project_id,
+            "mode": self.mode,
+            "window_begin": server_format(self.begin) if self.begin else None,
+            "window_end": server_format(self.started_at + timedelta(seconds=self.offset_s)),
             "zone_source": self.zone_source,
             "records": self.records,
             "rows": self.rows,

@@ -20,18 +20,15 @@ _CHANGE_OF_CLOCK = timedelta(hours=2)
 
 @dataclass(slots=True)
 class LogWindow:
-    """What happened in a window; `readable` is false for a token without the Logging right."""
+    """What happened in a window; nothing is known of it without the Logging right."""
 
-    readable: bool = False
     deleted: set[str] = field(default_factory=set)
     renamed: bool = False
 
 
 def read_log(client: Client, begin_local: datetime, id_field: str) -> LogWindow:
     """Return the deletions and whether there was a rename since a local time of the server."""
-    begin = {
-        "beginTime": (begin_local - timedelta(minutes=1)).strftime(_MINUTE)
-    }  # whole minutes, strictly after
+    begin = {"beginTime": (begin_local - timedelta(minutes=1)).strftime(_MINUTE)}  # whole minutes, strictly after
 
     def ids(rows: Iterator[Row]) -> set[str]:
         return {str(row["record"]) for row in rows if row.get("record")}
@@ -48,7 +45,7 @@ def read_log(client: Client, begin_local: datetime, id_field: str) -> LogWindow:
         renamed = client.read("log", {**begin, "logtype": "record_edit"}, any_rename)
     except (TokenRefused, RequestRefused):
         return LogWindow()
-    return LogWindow(readable=True, deleted=deleted, renamed=renamed)
+    return LogWindow(deleted, renamed)
 
 
 def server_offset(client: Client, last_offset_s: int | None) -> int | None:
@@ -60,10 +57,9 @@ def server_offset(client: Client, last_offset_s: int | None) -> int | None:
     server_utc = client.server_time
     if server_utc is None:
         return None
-    naive = server_utc.replace(tzinfo=None)
-    begin = naive - _ANY_OFFSET
+    begin = server_utc.replace(tzinfo=None) - _ANY_OFFSET
     if last_offset_s is not None:
-        begin = naive + timedelta(seconds=last_offset_s) - _CHANGE_OF_CLOCK
+        begin += _ANY_OFFSET + timedelta(seconds=last_offset_s) - _CHANGE_OF_CLOCK
 
     def newest(rows: Iterator[Row]) -> int | None:
         for number, row in enumerate(rows):

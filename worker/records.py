@@ -46,9 +46,7 @@ def key_of(row: Row, id_field: str) -> Key:
         number = int(instance) if instance != "" else 0
     except (TypeError, ValueError):
         raise AnswerMalformed("a row's redcap_repeat_instance is no number") from None
-    return Key(
-        record_id, str(row.get("redcap_event_name", "")), str(row.get("redcap_repeat_instrument", "")), number
-    )
+    return Key(record_id, str(row.get("redcap_event_name", "")), str(row.get("redcap_repeat_instrument", "")), number)
 
 
 def without(row: Row, fields: Collection[str]) -> Row:

@@ -146,11 +146,7 @@ class Client:
         connect_s, read_s = self.settings.timeout
         try:
             with self._session.post(
-                self.settings.api_url,
-                data=form,
-                stream=True,
-                allow_redirects=False,
-                timeout=(connect_s, read_s),
+                self.settings.api_url, data=form, stream=True, allow_redirects=False, timeout=(connect_s, read_s)
             ) as response:
                 self._note_time(response)
                 self._check_status(response)
@@ -216,12 +212,8 @@ class Client:
             if isinstance(problem, OutOfServerMemory):
                 raise problem
             if status == 504:
-                raise ServerTooSlow(
-                    "the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller"
-                )
-            raise ServerFailed(
-                f"the server failed with status {status}: it is down, overloaded or in maintenance"
-            )
+                raise ServerTooSlow("the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller")
+            raise ServerFailed(f"the server failed with status {status}: it is down, overloaded or in maintenance")
         if status in (401, 403):
             raise TokenRefused(
                 f"the server refuses the token or the request (status {status}"

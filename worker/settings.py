@@ -79,9 +79,7 @@ class RedcapSettings(BaseSettings):
     @classmethod
     def _token(cls, token: SecretStr) -> SecretStr:
         if not re.fullmatch(r"(?:[0-9A-Fa-f]{32}){1,2}", token.get_secret_value().strip()):
-            raise ValueError(
-                "must have 32 or 64 hexadecimal digits: copy it from the project's API page in REDCap"
-            )
+            raise ValueError("must have 32 or 64 hexadecimal digits: copy it from the project's API page in REDCap")
         return SecretStr(token.get_secret_value().strip())
 
     @field_validator("timeout", mode="before")

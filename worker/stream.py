@@ -122,9 +122,7 @@ class _Window:
             had = len(self.text) - self.position
             while len(self.text) - self.position < 2 * had and self.more():
                 if len(self.text) - self.position > ROW_MAX_CHARACTERS:
-                    raise AnswerMalformed(
-                        f"a row of the server's answer is longer than {ROW_MAX_CHARACTERS:,}"
-                    )
+                    raise AnswerMalformed(f"a row of the server's answer is longer than {ROW_MAX_CHARACTERS:,}")
             if len(self.text) - self.position == had:
                 raise AnswerCutOff("the server's answer ended in the middle of a row")
         if not isinstance(row, dict):
@@ -143,9 +141,7 @@ class _Window:
 def _object(pairs: list[tuple[str, Any]]) -> Row:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise AnswerMalformed(
-            "a row of the server's answer has a key twice: which value counts can't be known"
-        )
+        raise AnswerMalformed("a row of the server's answer has a key twice: which value counts can't be known")
     return made
 
 

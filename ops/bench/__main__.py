@@ -12,10 +12,7 @@ PROOFS = {
 def main() -> int:
     """Run the proof that is named; return 0 when its goals are met."""
     if len(sys.argv) < 2 or sys.argv[1] not in PROOFS:
-        print(
-            "usage: ops/start bench NAME\n"
-            + "\n".join(f"  {name:<8} {text}" for name, text in PROOFS.items())
-        )
+        print("usage: ops/start bench NAME\n" + "\n".join(f"  {name:<8} {text}" for name, text in PROOFS.items()))
         return 2
     return int(importlib.import_module(f"ops.bench.{sys.argv[1]}").main())
 

@@ -35,15 +35,10 @@ def main() -> int:
     medians_ms = {name: statistics.median(times) * 1000 for name, times in seen.items()}
     bare_ms = medians_ms["bare fork"]
     for name, median_ms in medians_ms.items():
-        print(
-            f"{name:<15} {median_ms:6.2f} ms (median of {ROUNDS}), {median_ms / bare_ms:.1f} times a bare fork"
-        )
+        print(f"{name:<15} {median_ms:6.2f} ms (median of {ROUNDS}), {median_ms / bare_ms:.1f} times a bare fork")
     more_ms = medians_ms["empty cycle"] - bare_ms
     good = more_ms < GOAL_MS
-    print(
-        f"an empty cycle costs {more_ms:.2f} ms more (goal: below {GOAL_MS:g}): "
-        + ("met" if good else "NOT met")
-    )
+    print(f"an empty cycle costs {more_ms:.2f} ms more (goal: below {GOAL_MS:g}): " + ("met" if good else "NOT met"))
     return 0 if good else 1
 
 

@@ -27,9 +27,7 @@ def rollup_kib(pid: int) -> dict[str, int]:
 def main() -> int:
     """Measure; return 0 when both goals are met."""
     with tempfile.TemporaryDirectory(prefix="redcap-sync-bench-") as home:
-        environment = {
-            name: value for name, value in os.environ.items() if not name.startswith("SUPERVISOR_")
-        } | {
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("SUPERVISOR_")} | {
             "SUPERVISOR_JOB": "ops.bench.jobs:nothing",
             "SUPERVISOR_INTERVAL": "0.1s",
             "SUPERVISOR_STATE_DIR": home,

@@ -109,23 +109,16 @@ def _zone(text: str) -> str:
     try:
         ZoneInfo(text)
     except (ZoneInfoNotFoundError, ValueError):
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is no zone of the IANA database, as Europe/Berlin"
-        ) from None
+        raise argparse.ArgumentTypeError(f"{text!r} is no zone of the IANA database, as Europe/Berlin") from None
     return text
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="ops/start sandbox",
-        description="A local REDCap API server, to try the sync without the real one.",
+        prog="ops/start sandbox", description="A local REDCap API server, to try the sync without the real one."
     )
     parser.add_argument(
-        "project",
-        nargs="?",
-        type=Path,
-        metavar="PROJECT",
-        help="project XML, or a folder of API exports as JSON",
+        "project", nargs="?", type=Path, metavar="PROJECT", help="project XML, or a folder of API exports as JSON"
     )
     parser.add_argument(
         "--port", type=_number(0, 65_535), default=8765, help="on loopback; 0 picks one (default: 8765)"
@@ -133,10 +126,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--token", type=_token, help="32 hexadecimal digits; default: made, and printed")
     parser.add_argument("--seed", type=int, default=1, help="of the synthetic project (default: 1)")
     parser.add_argument(
-        "--records",
-        type=_number(0, 10_000_000),
-        default=1_000,
-        help="of the synthetic project (default: 1000)",
+        "--records", type=_number(0, 10_000_000), default=1_000, help="of the synthetic project (default: 1000)"
     )
     parser.add_argument(
         "--fields", type=_number(18, 100_000), default=60, help="of the synthetic project (default: 60)"
@@ -146,9 +136,7 @@ def _parser() -> argparse.ArgumentParser:
         "--fault", action="append", default=[], metavar="NAME[:EVERY]", help="misbehave; may be given again"
     )
     parser.add_argument("--list-faults", action="store_true", help="say which there are")
-    parser.add_argument(
-        "--timezone", type=_zone, default="UTC", metavar="ZONE", help="of the server's wall clock"
-    )
+    parser.add_argument("--timezone", type=_zone, default="UTC", metavar="ZONE", help="of the server's wall clock")
     parser.add_argument("--clock-skew", type=float, default=0.0, metavar="S", help="seconds that it is ahead")
     parser.add_argument("--rights", default="full", help="full, deidentified, no-logging or dag:NAME")
     return parser

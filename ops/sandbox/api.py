@@ -114,10 +114,7 @@ class Api:
         except (ExportError, ChangeError) as error:
             status, text = 400, str(error)
         except LogicError:
-            status, text = (
-                400,
-                'The value of the parameter "filterLogic" contains errors. Please check its syntax.',
-            )
+            status, text = (400, 'The value of the parameter "filterLogic" contains errors. Please check its syntax.')
         return Answer(status, formats.CONTENT_TYPES[error_form], formats.error(text, error_form))
 
     def _dispatch(self, parameters: Parameters, form: str) -> Answer:
@@ -186,9 +183,7 @@ def _record(api: Api, parameters: Parameters, form: str) -> Answer:
             "record", "redcap_event_name", "redcap_repeat_instrument", "redcap_repeat_instance", "field_name", "value",
         ]  # fmt: skip
         shown = set(export.columns()) | {"record", "field_name", "value"}
-        return _rows(
-            eav(export, api.project), [c for c in columns if c in shown], form, _delimiter(parameters)
-        )
+        return _rows(eav(export, api.project), [c for c in columns if c in shown], form, _delimiter(parameters))
     rows, columns = export.rows(), export.columns()
     if form == "csv" and parameters.text("decimalCharacter") in ("comma", ","):
         rows = _with_decimal_comma(rows, api.project)
@@ -216,9 +211,7 @@ def _delimiter(parameters: Parameters) -> str:
 
 
 def _with_decimal_comma(rows: Iterator[Row], project: Project) -> Iterator[Row]:
-    numbers = {
-        one.name for one in project.fields if one.kind == "calc" or one.validation.startswith("number")
-    }
+    numbers = {one.name for one in project.fields if one.kind == "calc" or one.validation.startswith("number")}
     for row in rows:
         yield {name: str(v).replace(".", ",") if name in numbers else v for name, v in row.items()}
 
@@ -325,8 +318,7 @@ def _metadata(api: Api, parameters: Parameters, form: str) -> Answer:
     known = {one.name for one in api.project.fields}
     if wrong := [name for name in fields if name not in known]:
         raise ApiError(
-            400,
-            f'The following values in the parameter "fields" are not valid: {", ".join(repr(n) for n in wrong)}',
+            400, f'The following values in the parameter "fields" are not valid: {", ".join(repr(n) for n in wrong)}'
         )
     rows: list[Row] = [
         dict(one.metadata())
@@ -399,9 +391,7 @@ def _project(api: Api, _: Parameters, form: str) -> Answer:
 
 
 def _instrument(api: Api, _: Parameters, form: str) -> Answer:
-    rows: list[Row] = [
-        {"instrument_name": n, "instrument_label": label} for n, label in api.project.forms.items()
-    ]
+    rows: list[Row] = [{"instrument_name": n, "instrument_label": label} for n, label in api.project.forms.items()]
     return _table(rows, ("instrument_name", "instrument_label"), form)
 
 
@@ -435,9 +425,7 @@ def _event(api: Api, parameters: Parameters, form: str) -> Answer:
         for one in api.project.events
         if not asked or str(one.arm) in asked
     ]
-    return _table(
-        rows, ("event_name", "arm_num", "unique_event_name", "custom_event_label", "event_id"), form
-    )
+    return _table(rows, ("event_name", "arm_num", "unique_event_name", "custom_event_label", "event_id"), form)
 
 
 def _mapping(api: Api, parameters: Parameters, form: str) -> Answer:
@@ -509,10 +497,7 @@ def _dag(api: Api, _: Parameters, form: str) -> Answer:
 def _log(api: Api, parameters: Parameters, form: str) -> Answer:
     if not api.rights.logging:
         raise ApiError(403, "You do not have API Logging privileges")
-    begin, end = (
-        _moment(parameters.text("beginTime"), "beginTime"),
-        _moment(parameters.text("endTime"), "endTime"),
-    )
+    begin, end = (_moment(parameters.text("beginTime"), "beginTime"), _moment(parameters.text("endTime"), "endTime"))
     kind, user, record = (parameters.text(name) for name in ("logtype", "user", "record"))
     group = api.rights.group
     if parameters.text("dag"):  # by its number, as content=dag gives it

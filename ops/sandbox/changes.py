@@ -77,9 +77,7 @@ class Changes:
         for name, changed in touched.items():
             if not changed and name not in added:
                 continue  # the server logs no update that changed nothing
-            kind, verb = (
-                ("record_add", "Create record") if name in added else ("record_edit", "Update record")
-            )
+            kind, verb = ("record_add", "Create record") if name in added else ("record_edit", "Update record")
             details = ", ".join(f"{column} = '{value}'" for column, value in changed.items())
             if name in added:
                 details = f"{self._project.id_field} = '{name}'" + (f", {details}" if details else "")
@@ -107,18 +105,13 @@ class Changes:
         else:
             number = number or 1
         values = {
-            column: value
-            for column, value in row.items()
-            if column not in KEY_COLUMNS and column != project.id_field
+            column: value for column, value in row.items() if column not in KEY_COLUMNS and column != project.id_field
         }
-        known = {
-            column for one in project.fields for column in one.columns(c for c, _ in project.missing_codes)
-        }
+        known = {column for one in project.fields for column in one.columns(c for c, _ in project.missing_codes)}
         known |= {f"{form}_complete" for form in project.forms}
         if unknown := [column for column in values if column not in known]:
             raise ChangeError(
-                "The following fields were not found in the project as real data fields: "
-                + ", ".join(unknown)
+                "The following fields were not found in the project as real data fields: " + ", ".join(unknown)
             )
         key = (event, instrument, number)
         for one in project.fields:
@@ -179,9 +172,7 @@ class Changes:
         if new in self._project.records:
             raise ChangeError(f"The record {new} already exists")
         self._project.records[new] = self._project.records.pop(old)
-        self.note(
-            "record_edit", f"Update record{self.suffix} {new}", new, f"{self._project.id_field} = '{new}'"
-        )
+        self.note("record_edit", f"Update record{self.suffix} {new}", new, f"{self._project.id_field} = '{new}'")
 
     def next_name(self) -> str:
         """Return the id that auto-numbering gives next."""
@@ -225,9 +216,7 @@ class Changes:
             row[chance.choice(fields).name] = f"changed {chance.randrange(10**9):09d}"
         else:
             form = chance.choice(sorted(forms))
-            row[f"{form}_complete"] = str(
-                (int(project.records[name].rows[key].get(f"{form}_complete", "0")) + 1) % 3
-            )
+            row[f"{form}_complete"] = str((int(project.records[name].rows[key].get(f"{form}_complete", "0")) + 1) % 3)
         self.put([row])
 
 

@@ -78,9 +78,7 @@ class Export:
         ):
             if wrong := [name for name in asked if name not in valid]:
                 names = ", ".join(f"'{name}'" for name in wrong)
-                raise ExportError(
-                    f'The following values in the parameter "{parameter}" are not valid: {names}'
-                )
+                raise ExportError(f'The following values in the parameter "{parameter}" are not valid: {names}')
 
     def _asked(self, form: str) -> list[tuple[Field, list[str]]]:
         query, project = self._query, self._project
@@ -167,14 +165,10 @@ class Export:
         if project.longitudinal:
             row["redcap_event_name"] = self._event_label(event) if query.label else event
         if project.repeats:
-            row["redcap_repeat_instrument"] = (
-                project.forms[instrument] if query.label and instrument else instrument
-            )
+            row["redcap_repeat_instrument"] = project.forms[instrument] if query.label and instrument else instrument
             row["redcap_repeat_instance"] = instance or ""
         if self._shows_groups():
-            row["redcap_data_access_group"] = (
-                project.groups.get(record.group, "") if query.label else record.group
-            )
+            row["redcap_data_access_group"] = project.groups.get(record.group, "") if query.label else record.group
         if query.survey_fields:
             row["redcap_survey_identifier"] = record.survey_identifier
         values = record.rows[key]

@@ -75,9 +75,7 @@ def _structure(project: Project, path: Path) -> None:
             project.repeating_forms[(event, row["form_name"])] = row.get("custom_form_label") or ""
         else:
             project.repeating_events.add(event)
-    project.groups = {
-        row["unique_group_name"]: row["data_access_group_name"] for row in _read(path, "dags", [])
-    }
+    project.groups = {row["unique_group_name"]: row["data_access_group_name"] for row in _read(path, "dags", [])}
     codes = str(project.info.get("missing_data_codes") or "")
     project.missing_codes = [
         (code.strip(), label.strip())
@@ -91,11 +89,7 @@ def _row(project: Project, row: dict[str, str]) -> None:
     record.group = row.get("redcap_data_access_group", record.group)
     record.survey_identifier = row.get("redcap_survey_identifier", record.survey_identifier)
     instance = row.get("redcap_repeat_instance", "")
-    key = (
-        row.get("redcap_event_name", ""),
-        row.get("redcap_repeat_instrument", ""),
-        int(instance) if instance else 0,
-    )
+    key = (row.get("redcap_event_name", ""), row.get("redcap_repeat_instrument", ""), int(instance) if instance else 0)
     pseudo = {
         project.id_field,
         "redcap_event_name",
@@ -104,9 +98,7 @@ def _row(project: Project, row: dict[str, str]) -> None:
         "redcap_data_access_group",
         "redcap_survey_identifier",
     }
-    record.rows[key] = {
-        column: value for column, value in row.items() if column not in pseudo and value != ""
-    }
+    record.rows[key] = {column: value for column, value in row.items() if column not in pseudo and value != ""}
     for form in project.forms:
         if f"{form}_timestamp" in row and form not in project.surveys:
             project.surveys.append(form)

@@ -45,10 +45,7 @@ def parse(text: str) -> Condition:
         if not match or match.lastgroup is None:
             raise LogicError(f"syntax error at character {position}")
         tokens.append(
-            (
-                match.lastgroup,
-                match[match.lastgroup].lower() if match.lastgroup == "word" else match[match.lastgroup],
-            )
+            (match.lastgroup, match[match.lastgroup].lower() if match.lastgroup == "word" else match[match.lastgroup])
         )
         position = match.end()
     parser = _Parser(tokens)

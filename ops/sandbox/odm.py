@@ -175,9 +175,7 @@ def _events(project: Project, version: ET.Element) -> None:
         arm = int(one.get(f"{_REDCAP}ArmNum", "1"))
         project.arms[arm] = one.get(f"{_REDCAP}ArmName", f"Arm {arm}")
         refs = one.iterfind(f"{_ODM}FormRef")
-        forms = [
-            ref.get(f"{_REDCAP}FormName") or ref.get("FormOID", "").removeprefix("Form.") for ref in refs
-        ]
+        forms = [ref.get(f"{_REDCAP}FormName") or ref.get("FormOID", "").removeprefix("Form.") for ref in refs]
         project.events.append(
             Event(
                 unique_name=one.get(f"{_REDCAP}UniqueEventName") or one.get("OID", "").removeprefix("Event."),
@@ -211,9 +209,7 @@ def _info(project: Project, study: ET.Element, version: str) -> None:
     # The file does not tell the project's number; two projects must not have one.
     project.id = zlib.crc32(study.get("OID", "").encode()) % 1_000_000 + 1
     project.title = study.findtext(f"{_ODM}GlobalVariables/{_ODM}StudyName", "")
-    project.surveys = [
-        one.get("form_name", "") for one in study.iter(f"{_REDCAP}Surveys") if one.get("form_name")
-    ]
+    project.surveys = [one.get("form_name", "") for one in study.iter(f"{_REDCAP}Surveys") if one.get("form_name")]
     for one in study.iter(f"{_REDCAP}DataAccessGroups"):
         name = one.get("group_name", "")
         project.groups[unique_group_name(name)] = name

@@ -5,32 +5,8 @@ from datetime import date, timedelta
 
 from ops.sandbox.project import Event, Field, Project, Record, Values
 
-_GIVEN = (
-    "Ada",
-    "Björn",
-    "Chloé",
-    "Dmitri",
-    "Eszter",
-    "Fatima",
-    "Grażyna",
-    "Hồng",
-    "Iñaki",
-    "Jörg",
-    "健",
-    "Şule",
-)
-_FAMILY = (
-    "Ångström",
-    "O'Neill",
-    "van der Berg",
-    "Müller",
-    "Nguyễn",
-    "Pérez",
-    "山田",
-    "Иванова",
-    "Łukasz",
-    "Smith",
-)
+_GIVEN = ("Ada", "Björn", "Chloé", "Dmitri", "Eszter", "Fatima", "Grażyna", "Hồng", "Iñaki", "Jörg", "健", "Şule")
+_FAMILY = ("Ångström", "O'Neill", "van der Berg", "Müller", "Nguyễn", "Pérez", "山田", "Иванова", "Łukasz", "Smith")
 _WORDS = [
     "stable",
     "improved",
@@ -74,15 +50,7 @@ _BASE = (
     ("visit_note", "visit", "notes", "Note", "", "", False),
     ("drug", "medication", "dropdown", "Drug", "1, Placebo | 2, Verum (10 mg) | 3, Verum (20 mg)", "", False),
     ("dose_mg", "medication", "text", "Dose (mg)", "", "number", False),
-    (
-        "side_effects",
-        "medication",
-        "checkbox",
-        "Side effects",
-        "1, Headache | 2, Nausea | 3, Other",
-        "",
-        False,
-    ),
+    ("side_effects", "medication", "checkbox", "Side effects", "1, Headache | 2, Nausea | 3, Other", "", False),
     ("event_note", "adverse_event", "notes", "What happened", "", "", False),
     ("serious", "adverse_event", "truefalse", "Serious?", "", "", False),
     ("consent_form", "adverse_event", "file", "Scan", "", "", False),
@@ -102,9 +70,7 @@ def make(*, seed: int = 1, records: int = 1_000, fields: int = 60) -> Project:
     """
     chance = random.Random(seed)
     dictionary = [
-        Field(
-            name=n, form=form, kind=kind, label=label, choices=choices, validation=validation, identifier=pii
-        )
+        Field(name=n, form=form, kind=kind, label=label, choices=choices, validation=validation, identifier=pii)
         for n, form, kind, label, choices, validation, pii in _BASE
     ]
     last_visit = next(i for i, one in enumerate(dictionary) if one.form == "medication")

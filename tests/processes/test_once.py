@@ -151,9 +151,7 @@ def test_a_job_sees_its_cycle(cli):
 
 
 def test_a_worker_is_closed_off(cli, method):
-    seen = cli.run("once", SUPERVISOR_JOB="jobs:tells_itself", NOTIFY_SOCKET="/run/nobody", **method).report[
-        "summary"
-    ]
+    seen = cli.run("once", SUPERVISOR_JOB="jobs:tells_itself", NOTIFY_SOCKET="/run/nobody", **method).report["summary"]
     assert seen["session"] == seen["pid"]
     assert seen["threads"] == 1
     assert seen["blocked"].strip("0") == ""
@@ -174,18 +172,12 @@ def test_the_token_is_in_no_command_line(cli):
 
 
 def test_what_a_job_prints_is_in_the_log(cli):
-    lines = [
-        line for line in cli.run("once", SUPERVISOR_JOB="jobs:prints").lines if line["event"] == "output"
-    ]
+    lines = [line for line in cli.run("once", SUPERVISOR_JOB="jobs:prints").lines if line["event"] == "output"]
     assert [line["line"] for line in lines] == [
         "hello from the job",
         "to standard error",
         "no new line at the end",
-    ] or {line["line"] for line in lines} == {
-        "hello from the job",
-        "to standard error",
-        "no new line at the end",
-    }
+    ] or {line["line"] for line in lines} == {"hello from the job", "to standard error", "no new line at the end"}
     assert {(line["job"], line["cycle"]) for line in lines} == {("prints", 1)}
 
 
@@ -229,10 +221,7 @@ def test_a_timeout_names_the_line_it_hung_at(cli):
 
 def test_a_job_that_ignores_sigterm_is_killed_after_the_grace(cli):
     report = cli.run(
-        "once",
-        SUPERVISOR_JOB="jobs:ignores_sigterm",
-        SUPERVISOR_CYCLE_TIMEOUT="0.5s",
-        SUPERVISOR_GRACE="0.5s",
+        "once", SUPERVISOR_JOB="jobs:ignores_sigterm", SUPERVISOR_CYCLE_TIMEOUT="0.5s", SUPERVISOR_GRACE="0.5s"
     ).report
     assert report["outcome"] == "timeout"
     assert report["signal"] == "SIGKILL"

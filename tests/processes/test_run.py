@@ -46,11 +46,7 @@ def test_ticks_come_by_themselves(cli, service):
     assert len({report["worker_pid"] for report in reports}) == len(reports)
     assert len({report["cycle_id"] for report in reports}) == len(reports)
     assert all(report["next_at"] for report in reports)
-    assert [line["event"] for line in done.lines if line["event"] != "cycle"] == [
-        "started",
-        "stopping",
-        "stopped",
-    ]
+    assert [line["event"] for line in done.lines if line["event"] != "cycle"] == ["started", "stopping", "stopped"]
 
 
 def test_usr1_runs_a_cycle_now(cli, service):

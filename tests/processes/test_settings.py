@@ -102,9 +102,7 @@ def test_a_token_file_that_is_not_there(cli):
 
 
 def test_the_soft_limit_above_the_hard_one(cli):
-    done = cli.run(
-        "once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_RSS_CEILING="200MB", SUPERVISOR_RECYCLE_RSS="300MB"
-    )
+    done = cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_RSS_CEILING="200MB", SUPERVISOR_RECYCLE_RSS="300MB")
     assert faults_of(done) == {"SUPERVISOR_RECYCLE_RSS"}
 
 
@@ -135,9 +133,7 @@ def test_an_env_file_sets_what_the_environment_does_not(cli, tmp_path):
 
 
 def test_an_env_file_that_is_not_there(cli):
-    assert faults_of(cli.run("once", "--env-file", "/nowhere.env", SUPERVISOR_JOB="jobs:ok")) == {
-        "--env-file"
-    }
+    assert faults_of(cli.run("once", "--env-file", "/nowhere.env", SUPERVISOR_JOB="jobs:ok")) == {"--env-file"}
 
 
 def test_a_file_of_several_jobs(cli, tmp_path):

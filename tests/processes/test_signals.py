@@ -54,10 +54,7 @@ def test_a_bad_file_is_refused_and_the_old_plan_kept(cli, service, tmp_path):  #
     # A reload that was not over when the stop came would say nothing.
     seen = []
     wait_until(
-        lambda: (
-            seen.append(os.read(process.stderr.fileno(), 65_536).decode())
-            or "reload_refused" in "".join(seen)
-        )
+        lambda: seen.append(os.read(process.stderr.fileno(), 65_536).decode()) or "reload_refused" in "".join(seen)
     )
     process.terminate()
     done = cli.finish(process)
@@ -88,10 +85,7 @@ def test_usr2_says_where_the_worker_is(cli, service):  # noqa: F811
     process.send_signal(signal.SIGUSR2)
     seen = []
     wait_until(
-        lambda: (
-            seen.append(os.read(process.stderr.fileno(), 65_536).decode())
-            or '"event":"seen"' in "".join(seen)
-        )
+        lambda: seen.append(os.read(process.stderr.fileno(), 65_536).decode()) or '"event":"seen"' in "".join(seen)
     )
     process.terminate()
     cli.finish(process)
@@ -129,10 +123,7 @@ def hear(listener, wanted):
 
 def test_what_systemd_is_told(cli, service, listener, tmp_path):  # noqa: F811
     process = service(
-        "tells_itself",
-        SUPERVISOR_INTERVAL="1h",
-        NOTIFY_SOCKET=str(tmp_path / "notify"),
-        WATCHDOG_USEC="200000",
+        "tells_itself", SUPERVISOR_INTERVAL="1h", NOTIFY_SOCKET=str(tmp_path / "notify"), WATCHDOG_USEC="200000"
     )
     assert hear(listener, "READY=1") == ["READY=1"]
     heard = hear(listener, "STATUS=waiting; 1 cycles done")

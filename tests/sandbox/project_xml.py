@@ -29,7 +29,9 @@ def item(name, form, kind="text", *, oid=None, label="", choices=(), checkbox=""
         for code, text in choices
     )
     boxes = f" redcap:CheckboxChoices={quoteattr(checkbox)}" if checkbox else ""
-    code_list = f'<CodeList OID="{oid}.choices" Name="{oid}" DataType="text" redcap:Variable="{name}"{boxes}>{codes}</CodeList>'
+    code_list = (
+        f'<CodeList OID="{oid}.choices" Name="{oid}" DataType="text" redcap:Variable="{name}"{boxes}>{codes}</CodeList>'
+    )
     return form, reference, definition, code_list if has_list else ""
 
 
@@ -83,9 +85,7 @@ def subject(name, *parts):
 
 def event_definition(name, title, forms, arm=1):
     """Return one event and the forms that are designated for it."""
-    refs = "".join(
-        f'<FormRef FormOID="Form.{form}" Mandatory="No" redcap:FormName="{form}"/>' for form in forms
-    )
+    refs = "".join(f'<FormRef FormOID="Form.{form}" Mandatory="No" redcap:FormName="{form}"/>' for form in forms)
     return (
         f'<StudyEventDef OID="Event.{name}" Name="{title}" redcap:EventName="{title}" redcap:UniqueEventName="{name}" '
         f'redcap:ArmNum="{arm}" redcap:ArmName="Arm {arm}">{refs}</StudyEventDef>'

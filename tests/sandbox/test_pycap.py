@@ -45,10 +45,7 @@ def test_metadata_and_shape(project, api):
     assert project.export_arms() == [{"arm_num": 1, "name": "Arm 1"}]
     assert len(project.export_instrument_event_mappings()) == 6
     assert {row["form_name"] for row in project.export_repeating_instruments_events()} == {"", "medication"}
-    assert {row["export_field_name"] for row in project.export_field_names()} >= {
-        "languages____9",
-        "visit_complete",
-    }
+    assert {row["export_field_name"] for row in project.export_field_names()} >= {"languages____9", "visit_complete"}
     assert len(project.export_instruments()) == 4
     assert project.export_metadata(format_type="df").shape[0] == 24
     assert project.export_users()[0]["forms"]["visit"] == 1
@@ -94,12 +91,7 @@ def test_a_filter_by_date_picks_whole_records(project, api):
 
 
 def test_import_delete_and_the_log_of_it(project, api):
-    new = {
-        "record_id": "900",
-        "redcap_event_name": "enrolment_arm_1",
-        "first_name": "Änne",
-        "languages___fr": "1",
-    }
+    new = {"record_id": "900", "redcap_event_name": "enrolment_arm_1", "first_name": "Änne", "languages___fr": "1"}
     assert project.import_records([new]) == {"count": 1}
     assert project.import_records([new | {"sex": "2"}], return_content="ids") == ["900"]
     (row,) = project.export_records(records=["900"])
@@ -127,13 +119,7 @@ def test_import_delete_and_the_log_of_it(project, api):
 
 def test_rename(project, server, api):
     # PyCap has no method for it, but its call is open.
-    payload = {
-        "token": TOKEN,
-        "content": "record",
-        "action": "rename",
-        "record": "5",
-        "new_record_name": "500",
-    }
+    payload = {"token": TOKEN, "content": "record", "action": "rename", "record": "5", "new_record_name": "500"}
     assert project._call_api(payload, return_type="str") == "1"
     assert project.export_records(records=["5"]) == []
     assert {row["record_id"] for row in project.export_records(records=["500"])} == {"500"}

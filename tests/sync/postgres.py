@@ -48,24 +48,10 @@ def server() -> Iterator[str]:
         data = f"{home}/data"
         options = ["-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"]
         subprocess.run(
-            [_binaries() / "initdb", "-D", data, *options],
-            check=True,
-            capture_output=True,
-            cwd=home,
-            **_unprivileged(),
+            [_binaries() / "initdb", "-D", data, *options], check=True, capture_output=True, cwd=home, **_unprivileged()
         )
         process = subprocess.Popen(
-            [
-                *_dying_with_us(),
-                _binaries() / "postgres",
-                "-D",
-                data,
-                "-k",
-                home,
-                "-c",
-                "listen_addresses=",
-                "-F",
-            ],
+            [*_dying_with_us(), _binaries() / "postgres", "-D", data, "-k", home, "-c", "listen_addresses=", "-F"],
             cwd=home,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

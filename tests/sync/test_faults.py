@@ -200,9 +200,7 @@ def test_values_are_in_no_message_of_the_sink(world):
     connection = sqlite3.connect(world.state_dir / "redcap.db")
     connection.execute("CREATE TRIGGER t BEFORE UPDATE ON records BEGIN SELECT RAISE(ABORT, 'refused'); END")
     connection.close()
-    world.api.changes.put(
-        [{"record_id": "7", "redcap_event_name": "enrolment_arm_1", "first_name": "Canary"}]
-    )
+    world.api.changes.put([{"record_id": "7", "redcap_event_name": "enrolment_arm_1", "first_name": "Canary"}])
     with pytest.raises(errors.SinkFailed) as caught:
         world.sync()
     assert "Canary" not in str(caught.value)

@@ -14,9 +14,7 @@ from worker import errors
 def database(world, monkeypatch):
     with postgres.server() as url:
         monkeypatch.setenv("SYNC_SINK", url)
-        with psycopg.connect(
-            host=make_url(url).query["host"], user="postgres", dbname="postgres"
-        ) as connection:
+        with psycopg.connect(host=make_url(url).query["host"], user="postgres", dbname="postgres") as connection:
             connection.autocommit = True
             yield connection
 
@@ -37,9 +35,7 @@ def test_exact_through_changes_deletions_and_renames(world, database):
             world.api.changes.churn(chance)
         world.sync()
         assert stored(database) == world.truth()
-    (types,) = database.execute(
-        "SELECT pg_typeof(data)::text, pg_typeof(changed_at)::text FROM records LIMIT 1"
-    )
+    (types,) = database.execute("SELECT pg_typeof(data)::text, pg_typeof(changed_at)::text FROM records LIMIT 1")
     assert types == ("jsonb", "timestamp with time zone")
     assert database.execute("SELECT COUNT(*) FROM cycles").fetchone() == (5,)
 
@@ -47,9 +43,7 @@ def test_exact_through_changes_deletions_and_renames(world, database):
 def test_a_refusal_names_the_database_and_no_value(world, database):
     world.sync()
     database.execute("ALTER TABLE records ADD CHECK (data->>'first_name' IS DISTINCT FROM 'Canary')")
-    world.api.changes.put(
-        [{"record_id": "7", "redcap_event_name": "enrolment_arm_1", "first_name": "Canary"}]
-    )
+    world.api.changes.put([{"record_id": "7", "redcap_event_name": "enrolment_arm_1", "first_name": "Canary"}])
     with pytest.raises(errors.SinkFailed, match="CheckViolation 23514") as caught:
         world.sync()
     assert "Canary" not in str(caught.value)

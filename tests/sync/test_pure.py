@@ -33,9 +33,7 @@ def test_the_hour_that_comes_twice_is_covered_from_its_start():
 
 def test_the_hour_that_is_left_out_moves_nothing():
     # On 2026-03-29 at 01:00 UTC the clock in Berlin goes from 02:00 to 03:00.
-    assert begin_local(utc(2026, 3, 29, 0, 30), utc(2026, 3, 29, 1, 30), BERLIN) == datetime(
-        2026, 3, 29, 1, 30
-    )
+    assert begin_local(utc(2026, 3, 29, 0, 30), utc(2026, 3, 29, 1, 30), BERLIN) == datetime(2026, 3, 29, 1, 30)
 
 
 @settings(deadline=None)
@@ -157,8 +155,7 @@ def test_a_body_cut_at_any_byte_is_no_answer(cut):
 
 
 rows_strategy = st.lists(
-    st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(-(10**9), 10**9), max_size=4),
-    max_size=8,
+    st.dictionaries(st.text(max_size=5), st.text(max_size=20) | st.integers(-(10**9), 10**9), max_size=4), max_size=8
 )
 
 

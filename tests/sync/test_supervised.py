@@ -70,9 +70,7 @@ def test_a_runaway_in_mid_sync_is_made_good_by_the_next_cycle(world, env):
     chance = random.Random(4)
     for _ in range(80):
         world.api.changes.churn(chance)
-    done = env.run(
-        "once", SUPERVISOR_JOB="runaway:sync", SUPERVISOR_RSS_CEILING="150MB", REDCAP_BATCH_SIZE="5"
-    )
+    done = env.run("once", SUPERVISOR_JOB="runaway:sync", SUPERVISOR_RSS_CEILING="150MB", REDCAP_BATCH_SIZE="5")
     assert done.report["outcome"] == "ceiling"
     assert env.run("once").code == 0
     world.assert_exact()
@@ -89,9 +87,7 @@ def test_a_runaway_in_mid_sync_is_made_good_by_the_next_cycle(world, env):
         ({}, "500", "ServerFailed", "maintenance"),
     ],
 )
-def test_a_failed_cycle_says_what_to_do_and_the_next_does_it_again(
-    world, env, variables, fault, error_type, says
-):
+def test_a_failed_cycle_says_what_to_do_and_the_next_does_it_again(world, env, variables, fault, error_type, says):
     if fault:
         world.server.faults.add(fault)
     done = env.run("once", **variables)

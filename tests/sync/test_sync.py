@@ -23,12 +23,7 @@ def test_a_first_sync_reads_everything(world):
     summary = world.sync()
     world.assert_exact()
     rows = len(world.truth())
-    assert (summary["mode"], summary["records"], summary["rows"], summary["inserted"]) == (
-        "full",
-        60,
-        rows,
-        rows,
-    )
+    assert (summary["mode"], summary["records"], summary["rows"], summary["inserted"]) == ("full", 60, rows, rows)
     assert (summary["updated"], summary["unchanged"], summary["deleted"]) == (0, 0, 0)
     assert summary["project_id"] == 4242
     assert set(summary) == {
@@ -47,12 +42,7 @@ def test_nothing_changed_nothing_written(world):
     world.sync()
     before = world.query("SELECT * FROM records")
     summary = world.sync()
-    assert (summary["mode"], summary["inserted"], summary["updated"], summary["deleted"]) == (
-        "incremental",
-        0,
-        0,
-        0,
-    )
+    assert (summary["mode"], summary["inserted"], summary["updated"], summary["deleted"]) == ("incremental", 0, 0, 0)
     assert world.query("SELECT * FROM records") == before
 
 
@@ -88,10 +78,7 @@ def test_an_emptied_field_is_emptied_here(world):
 def test_a_deleted_row_of_a_record_is_deleted_here(world):
     world.sync()
     name, key = next(
-        (name, key)
-        for name, one in world.api.project.records.items()
-        for key in one.rows
-        if key[1] == "medication"
+        (name, key) for name, one in world.api.project.records.items() for key in one.rows if key[1] == "medication"
     )
     world.api.changes.delete_rows(name, event=key[0], instrument=key[1], instance=key[2])
     summary = world.sync()
@@ -240,9 +227,7 @@ def test_records_that_leave_a_filter_leave_the_database(world, monkeypatch):
     world.sync()
     chosen = {key[0] for key in world.stored()}
     assert chosen == {
-        n
-        for n, one in world.api.project.records.items()
-        if one.rows[("enrolment_arm_1", "", 0)]["sex"] == "1"
+        n for n, one in world.api.project.records.items() if one.rows[("enrolment_arm_1", "", 0)]["sex"] == "1"
     }
     leaver = min(chosen)
     world.api.changes.put([{"record_id": leaver, "redcap_event_name": "enrolment_arm_1", "sex": "2"}])
@@ -251,8 +236,7 @@ def test_records_that_leave_a_filter_leave_the_database(world, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["001", "1 1", "a,b", "it's", 'say "hi"', "Ünïcödé", "😀", "-1", "a%b&c=d", "1-1", "<x>", "x" * 100],
+    "name", ["001", "1 1", "a,b", "it's", 'say "hi"', "Ünïcödé", "😀", "-1", "a%b&c=d", "1-1", "<x>", "x" * 100]
 )
 def test_any_record_id_goes_through(world, name):
     world.api.changes.put([{"record_id": name, "redcap_event_name": "enrolment_arm_1", "sex": "1"}])
@@ -370,13 +354,7 @@ def test_both_changes_of_the_clock(tmp_path, monkeypatch, change, by, overlap):
             for step in range(12):
                 clock["now"] += timedelta(minutes=10)
                 changes.put(
-                    [
-                        {
-                            "record_id": str(step + 1),
-                            "redcap_event_name": "enrolment_arm_1",
-                            "first_name": f"at {step}",
-                        }
-                    ]
+                    [{"record_id": str(step + 1), "redcap_event_name": "enrolment_arm_1", "first_name": f"at {step}"}]
                 )
                 clock["now"] += timedelta(minutes=10)
                 frozen.move_to(clock["now"])

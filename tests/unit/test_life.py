@@ -24,9 +24,7 @@ def test_rows_and_columns_are_complete():
     assert {len(row) for row in _TABLE.values()} == {len(State)}
 
 
-@pytest.mark.parametrize(
-    "event", [event for event in Event if action(State.GONE, event) is not Action.REFUSE]
-)
+@pytest.mark.parametrize("event", [event for event in Event if action(State.GONE, event) is not Action.REFUSE])
 def test_nothing_comes_back_from_gone(event):
     assert following(State.GONE, event) is State.GONE
 

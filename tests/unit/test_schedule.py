@@ -89,19 +89,12 @@ def test_without_a_limit_the_breaker_never_opens():
     assert not schedule.broken
 
 
-@given(
-    failures=st.integers(1, 10_000),
-    interval_s=st.floats(0.1, 1e6),
-    chance=st.floats(0, 1, exclude_max=True),
-)
+@given(failures=st.integers(1, 10_000), interval_s=st.floats(0.1, 1e6), chance=st.floats(0, 1, exclude_max=True))
 def test_a_back_off_is_between_nothing_and_the_interval(failures, interval_s, chance):
     assert 0 < back_off_s(failures, interval_s, chance) <= interval_s
 
 
-@given(
-    interval_s=st.floats(0.1, 1e5),
-    steps=st.lists(st.floats(0, 1e6), min_size=1, max_size=50),
-)
+@given(interval_s=st.floats(0.1, 1e5), steps=st.lists(st.floats(0, 1e6), min_size=1, max_size=50))
 def test_no_tick_is_lost_or_counted_twice(interval_s, steps):
     schedule = Schedule(interval_s=interval_s, first_s=0)
     now_s, answered = 0.0, 0

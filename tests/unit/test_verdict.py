@@ -92,11 +92,5 @@ def test_looks_come_sooner_the_nearer_the_ceiling_is():
     ],
 )
 def test_why_a_worker_is_not_kept(changes, reason):
-    usual = {
-        "outcome": "ok",
-        "cycles_served": 1,
-        "cycles_per_worker": 5,
-        "rss_bytes": 100,
-        "recycle_rss_bytes": 100,
-    }
+    usual = {"outcome": "ok", "cycles_served": 1, "cycles_per_worker": 5, "rss_bytes": 100, "recycle_rss_bytes": 100}
     assert recycle_reason(**usual | changes) == reason

@@ -81,9 +81,7 @@ class SqlSink:
         """Return the checkpoint of a project; an empty one where there is none yet."""
         with self._errors("be read"), self._engine.begin() as connection:
             found = (
-                connection.execute(select(checkpoints).where(checkpoints.c.project_id == project_id))
-                .mappings()
-                .first()
+                connection.execute(select(checkpoints).where(checkpoints.c.project_id == project_id)).mappings().first()
             )
             if found is None:
                 self._revisions[project_id] = 0
