@@ -289,9 +289,8 @@ class Supervisor:
             wait_s = max(0.0, post.schedule.due_s - now_s)
             next_at = rfc3339(self._clock.wall() + timedelta(seconds=wait_s))
         kept_rss_bytes = tree.tree_rss_bytes(post.worker.pid) if post.worker else 0
-        self._on_report(
-            report.build(run, job, kept_rss_bytes=kept_rss_bytes, missed_ticks=post.missed_ticks, next_at=next_at)
-        )
+        bounds = {"kept_rss_bytes": kept_rss_bytes, "missed_ticks": post.missed_ticks}
+        self._on_report(report.build(run, job, next_at=next_at, **bounds))
         if post.schedule.broken and not self._once and not self._stop_asked:
             self._broken = True
             log.say(
@@ -307,6 +306,5 @@ class Supervisor:
     def _exit_code(self) -> int:
         if self._broken:
             return EX_BREAKER
-        if self._once and not all(post.all_ok for post in self._posts):
-            return EX_CYCLE_NOT_OK
-        return EX_OK
+        bad = self._once and not all(post.all_ok for post in self._posts)
+        return EX_CYCLE_NOT_OK if bad else EX_OK
