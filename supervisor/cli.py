@@ -18,6 +18,7 @@ EX_CONFIG = 78
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
+    _open_standard_streams()
     arguments = _parser().parse_args(argv)
     try:
         plan = configure.load(arguments.env_file)
@@ -27,6 +28,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     log.set_up(plan.log_format, plan.log_level)
     try:
         lock_fd = lock.take(plan.state_dir)
+        journal = report.Journal(plan.state_dir)
     except lock.HeldError as error:
         print(f"redcap-sync: {error}", file=sys.stderr)
         return EX_TEMPFAIL
@@ -34,15 +36,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(configure.listed([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]), file=sys.stderr)
         return EX_CONFIG
     try:
-        return _run(plan, arguments)
+        return _run(plan, arguments, journal)
     finally:
         os.close(lock_fd)
 
 
-def _run(plan: Plan, arguments: argparse.Namespace) -> int:
+def _open_standard_streams() -> None:
+    """Open what the caller closed: else the next file that is opened becomes standard error."""
+    for fd, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_RDWR), fd)
+            setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+
+
+def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> int:
     once = arguments.command == "once"
     console = Console(sys.stderr)
-    journal = report.Journal(plan.state_dir)
 
     def on_report(made: report.Report) -> None:
         console.clear()
@@ -71,7 +80,6 @@ def _run(plan: Plan, arguments: argparse.Namespace) -> int:
         return code
     finally:
         console.clear()
-        journal.close()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -26,7 +26,7 @@ class Cycle:
     state_dir: str
     full: bool = False
     _channel: socket.socket = field(repr=False)
-    _stopping: bool = False
+    saw_stopping: bool = False  # whether the job was told so
     _progress_at_s: float = 0.0
 
     def progress(self, done: int, total: int | None = None, unit: str = "") -> None:
@@ -42,24 +42,19 @@ class Cycle:
         return self.deadline_s - time.clock_gettime(time.CLOCK_BOOTTIME)
 
     @property
-    def saw_stopping(self) -> bool:
-        """Whether the job has seen `stopping` true."""
-        return self._stopping
-
-    @property
     def stopping(self) -> bool:
         """Whether a drain was asked for: finish the batch, commit, return.
 
         A job that has seen it true ends as `stopped`: it is taken at its word that it
         returned early.
         """
-        if not self._stopping:
+        if not self.saw_stopping:
             try:
                 self._channel.setblocking(False)
                 message = messages.receive(self._channel)
-                self._stopping = message is None or message["kind"] == "stop"
+                self.saw_stopping = message is None or message["kind"] == "stop"
             except BlockingIOError:
                 pass  # nothing was said
             finally:
                 self._channel.setblocking(True)
-        return self._stopping
+        return self.saw_stopping

@@ -25,15 +25,14 @@ def mask(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, MASK)
-    text = _URL_PASSWORD.sub(rf"\1:{MASK}@", text)
-    return _HEX_SECRET.sub(MASK, text)
+    return _HEX_SECRET.sub(MASK, _URL_PASSWORD.sub(rf"\1:{MASK}@", text))
 
 
 def describe(error: BaseException) -> dict[str, str]:
     """Return `type`, `message` and `traceback` of an exception, ready for the report."""
     try:
         message = str(error)
-    except Exception as second:  # a __str__ that fails is no reason to lose the report
+    except BaseException as second:  # a __str__ that fails is no reason to lose the report
         message = f"(its own text can't be made: {type(second).__name__})"
     message = mask(message)
     if len(message) > MESSAGE_MAX_CHARACTERS:

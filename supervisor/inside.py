@@ -14,13 +14,14 @@ import socket
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
 import dill
 
 from supervisor import failure, libc, messages, tree
 from supervisor.cycle import Cycle
+from supervisor.plan import JobPlan
 from supervisor.signals import HANDLED
 
 # RLIMIT_DATA counts private writable mappings whether they are touched or not, and every
@@ -43,14 +44,10 @@ class Work:
 class Spec:
     """What a worker must know before its first cycle."""
 
-    name: str
-    target: str
-    rss_ceiling_bytes: int
+    job: JobPlan
     state_dir: str
     parent_pid: int
-    start_method: str
-    env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
-    work: Work | None = None  # of `isolate`: runs instead of the target
+    work: Work | None = None  # of `isolate`: runs instead of the job's target
 
 
 # As long as a result can be without its summary.
@@ -72,7 +69,9 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, 
         messages.send(channel, {"kind": "started", "pid": os.getpid()})
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":
-                messages.send(channel, _run(message, channel, result_fd, spec))
+                result = _run(message, channel, result_fd, spec)
+                _end_descendants()
+                messages.send(channel, result)
                 if message["last"]:
                     break  # no need to wait for the supervisor to say so
         code = 0
@@ -88,11 +87,14 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     gc.freeze()  # a collection here would write into, and so copy, every page shared with the parent
     os.setsid()  # Ctrl-C of the terminal is the supervisor's affair
     _default_signals()
-    _die_with(spec.parent_pid, spec.start_method)
+    _die_with(spec.parent_pid, spec.job.start_method)
     if spec.work is None:  # what `isolate` runs prints where its caller prints, and has its files
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
-        if spec.start_method == "fork":
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        os.dup2(nothing, 0)  # what multiprocess opened for standard input is closed below
+        sys.stdin = os.fdopen(0, closefd=False)
+        if spec.job.start_method == "fork":
             _close_all_but({0, 1, 2, channel.fileno(), output_fd, words_fd})
         os.umask(0o077)
     os.close(output_fd)
@@ -100,14 +102,14 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     _prefer_as_oom_victim()
     faulthandler.enable(file=words_fd, all_threads=True)
     faulthandler.register(_LAST_WORDS_SIGNAL, file=words_fd, all_threads=True)
-    _limit_memory(spec.rss_ceiling_bytes)
+    _limit_memory(spec.job.rss_ceiling_bytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc.forbid_dumps()  # a piped core_pattern does not ask RLIMIT_CORE (core(5))
     # What the job starts stays below the worker even when its own parent ends.
     libc.adopt_orphans()
     for name in ("NOTIFY_SOCKET", "WATCHDOG_PID", "WATCHDOG_USEC"):
         os.environ.pop(name, None)  # else any library may speak to systemd for the service
-    os.environ.update(spec.env)
+    os.environ.update(spec.job.env)
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
@@ -158,11 +160,11 @@ def _limit_memory(ceiling_bytes: int) -> None:
 def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec: Spec) -> messages.Message:
     """Run one cycle and return the message that tells how it ended."""
     cycle = Cycle(
-        name=spec.name,
+        name=spec.job.name,
         number=message["number"],
         id=message["id"],
         deadline_s=message["deadline_s"],
-        ceiling_bytes=spec.rss_ceiling_bytes,
+        ceiling_bytes=spec.job.rss_ceiling_bytes,
         state_dir=spec.state_dir,
         full=message["full"],
         _channel=channel,
@@ -173,15 +175,15 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
             _keep_result(spec.work, result_fd)
             summary = None
         elif message.get("arguments") is None:
-            summary = _call(_find(spec.target), cycle)
+            summary = _call(_find(spec.job.target), cycle)
         else:
-            summary = _find(spec.target)(**message["arguments"])
+            summary = _find(spec.job.target)(**message["arguments"])
         result |= {"ok": True, "summary": _checked(summary)}
     except BaseException as error:
         result |= {"ok": False, "error": failure.describe(error)}
     result |= {
         "saw_stopping": cycle.saw_stopping,
-        "peak_rss_bytes": tree.own_peak_rss_bytes(forked=spec.start_method == "fork"),
+        "peak_rss_bytes": tree.own_peak_rss_bytes(forked=spec.job.start_method == "fork"),
     }
     return result
 
@@ -220,11 +222,12 @@ def _call(job: Callable[..., Any], cycle: Cycle) -> Any:
         return job()
     try:
         signature.bind(cycle)
+        takes_one = True
     except TypeError:
-        return job()
+        takes_one = False
     required = [p for p in signature.parameters.values() if p.default is p.empty]
     takes_any = any(p.name == "cycle" for p in signature.parameters.values())
-    return job(cycle) if required or takes_any else job()
+    return job(cycle) if takes_one and (required or takes_any) else job()
 
 
 def _checked(summary: object) -> dict[str, Any]:
@@ -245,7 +248,7 @@ def _leave(code: int) -> NoReturn:
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()
-        except (OSError, ValueError):
+        except (AttributeError, OSError, ValueError):
             pass  # closed by the job, or nobody reads any more: there is no one to tell
     os._exit(code)
 

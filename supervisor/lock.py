@@ -5,13 +5,7 @@ import os
 
 
 class HeldError(Exception):
-    """Another instance holds the state directory; `pid` is what it wrote there."""
-
-    def __init__(self, path: str, pid: str) -> None:
-        super().__init__(
-            f"{path} is held by another instance (pid {pid or 'unknown'}): stop that one first, "
-            "or give this one a SUPERVISOR_STATE_DIR of its own"
-        )
+    """Another instance holds the state directory; the text says which."""
 
 
 def take(state_dir: str) -> int:
@@ -27,7 +21,10 @@ def take(state_dir: str) -> int:
     except BlockingIOError:
         holder = os.pread(fd, 32, 0).decode("ascii", "replace").strip()
         os.close(fd)
-        raise HeldError(state_dir, holder) from None
+        raise HeldError(
+            f"{state_dir} is held by another instance (pid {holder or 'unknown'}): stop that one first, "
+            "or give this one a SUPERVISOR_STATE_DIR of its own"
+        ) from None
     os.ftruncate(fd, 0)
     os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
     return fd

@@ -232,7 +232,6 @@ class Supervisor:
             fields: dict[str, Any] = {
                 "job": post.job.name,
                 "cycle": post.cycles,
-                "failures": post.schedule.failures,
                 "due_in_s": None if post.busy else round(post.schedule.due_s - now_s, 1),
                 "worker_pid": worker.pid if worker else None,
                 "worker_state": worker.state.name.lower() if worker else None,

@@ -53,7 +53,9 @@ def receive(channel: socket.socket) -> Message | None:
     try:
         packet, _, flags, _ = channel.recvmsg(MESSAGE_MAX_BYTES)
     except ConnectionResetError:
-        return None  # the peer went without reading what we sent
+        # The peer went without reading what we sent. The kernel says so once, and before what the
+        # peer had sent itself: that is still to be read.
+        packet, _, flags, _ = channel.recvmsg(MESSAGE_MAX_BYTES)
     if flags & socket.MSG_TRUNC:
         raise ProtocolError(f"a packet of more than {MESSAGE_MAX_BYTES:,} bytes")
     if not packet:

@@ -25,22 +25,14 @@ class Orphans:
     def end(self, ours: set[int]) -> int:
         """Kill and reap what is neither ours nor a stranger; return how many there were."""
         ended = 0
-        while left := [pid for pid in tree.children(os.getpid()) if pid not in ours]:
-            new = [pid for pid in left if pid not in self._strangers]
-            for pid in left:
-                if pid not in new:
-                    _reap(pid)
-            if not new:
-                break
-            for pid in new:
-                if not _reap(pid):
-                    ended += 1
-                    self._end(pid)
-        if ended:
-            log.say(
-                "orphans", logging.WARNING, f"{ended} processes outlived their worker and were ended", processes=ended
-            )
-        return ended
+        for pid in tree.children(os.getpid()):
+            if pid not in ours and not _reap(pid) and pid not in self._strangers:
+                ended += 1
+                self._end(pid)
+        if not ended:
+            return 0
+        log.say("orphans", logging.WARNING, f"{ended} processes outlived their worker and were ended", processes=ended)
+        return ended + self.end(ours)  # what these had started has come to us now
 
     def _end(self, pid: int) -> None:
         pidfd = os.pidfd_open(pid)

@@ -1,5 +1,7 @@
 """What a worker prints, as lines in the log: bounded in length and number, never in its way."""
 
+from typing import Any
+
 from supervisor import log
 
 LINE_MAX_BYTES = 2_000
@@ -23,24 +25,16 @@ class Lines:
     def feed(self, chunk: bytes) -> None:
         """Take what was read; an empty chunk is the end."""
         *lines, self._rest = (self._rest + chunk).split(b"\n")
+        if self._rest and (len(self._rest) > LINE_MAX_BYTES or not chunk):
+            lines, self._rest = [*lines, self._rest], b""
         for line in lines:
             self._log(line)
-        if len(self._rest) > LINE_MAX_BYTES or not chunk:
-            rest, self._rest = self._rest, b""
-            if rest:
-                self._log(rest)
 
     def end(self) -> None:
         """Say that the worker is gone."""
         self.feed(b"")
         if self._dropped:
-            log.say(
-                "output_dropped",
-                text=f"{self._job} #{self._cycle} printed {self._dropped:,} more lines, not shown",
-                job=self._job,
-                cycle=self._cycle,
-                lines=self._dropped,
-            )
+            self._say("output_dropped", f"printed {self._dropped:,} more lines, not shown", lines=self._dropped)
             self._dropped = 0
 
     def _log(self, line: bytes) -> None:
@@ -49,4 +43,8 @@ class Lines:
             return
         self._logged += 1
         text = line[:LINE_MAX_BYTES].decode("utf-8", "replace").rstrip("\r")
-        log.say("output", text=f"{self._job} #{self._cycle} | {text}", job=self._job, cycle=self._cycle, line=text)
+        # A terminal obeys what a job prints: nothing but characters may reach it.
+        self._say("output", "| " + "".join(c if c.isprintable() or c == "\t" else "\ufffd" for c in text), line=text)
+
+    def _say(self, event: str, text: str, **fields: Any) -> None:
+        log.say(event, text=f"{self._job} #{self._cycle} {text}", job=self._job, cycle=self._cycle, **fields)

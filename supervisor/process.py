@@ -250,11 +250,9 @@ class Worker:
             case _:
                 pass
         if self.state is not before or what is life.Action.KILL:
-            self._patience_s = {
-                State.LEAVING: self._clock.now_s() + self.job.grace_s,
-                State.TERMINATING: self._clock.now_s() + self.job.grace_s,
-                State.KILLING: self._clock.now_s() + KILL_PATIENCE_S,
-            }.get(self.state)
+            grace_s = KILL_PATIENCE_S if self.state is State.KILLING else self.job.grace_s
+            patient = self.state in (State.LEAVING, State.TERMINATING, State.KILLING)
+            self._patience_s = self._clock.now_s() + grace_s if patient else None
 
     def _send_cycle(self) -> None:
         assert self.run is not None

@@ -1,5 +1,6 @@
 """The report of a cycle: one dict, one line in the journal, one line in the log."""
 
+import errno
 import json
 import logging
 import os
@@ -90,14 +91,15 @@ class Journal:
         path = os.path.join(state_dir, "cycles.jsonl")
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         size_bytes = os.fstat(self._fd).st_size
-        if size_bytes and os.pread(self._fd, 1, size_bytes - 1) != b"\n":
-            os.write(self._fd, b"\n")  # a line was cut off by a power cut or a full disk
+        # A line was cut off by a power cut or a full disk: the next one begins anew.
+        self._cut = bool(size_bytes) and os.pread(self._fd, 1, size_bytes - 1) != b"\n"
 
     def write(self, report: Report) -> None:
         """Append one report. Raises OSError when the disk does not take it."""
         line = json.dumps(report, separators=(",", ":")).encode() + b"\n"
-        os.write(self._fd, line)
-
-    def close(self) -> None:
-        """Close the file."""
-        os.close(self._fd)
+        if self._cut:
+            line = b"\n" + line
+        written = os.write(self._fd, line)
+        self._cut = written < len(line)
+        if self._cut:
+            raise OSError(errno.ENOSPC, f"only {written:,} of {len(line):,} bytes of a line were taken")

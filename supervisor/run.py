@@ -46,14 +46,14 @@ def begin(job: JobPlan, clock: Clock, *, number: int = 0, full: bool = False, ar
 
 def is_result(message: Message) -> bool:
     """Return whether a message has all that a result must have: a worker is not trusted."""
-    if type(message.get("peak_rss_bytes")) is not int:
-        return False
-    if message.get("ok") is True:
-        return isinstance(message.get("summary"), dict)
     error = message.get("error")
-    return (
-        message.get("ok") is False
-        and isinstance(error, dict)
-        and set(error) == {"type", "message", "traceback"}
-        and all(isinstance(part, str) for part in error.values())
-    )
+    told = isinstance(error, dict) and set(error) == {"type", "message", "traceback"}
+    if message.get("ok") is True:
+        told = isinstance(message.get("summary"), dict)
+    elif (
+        message.get("ok") is not False
+        or not told
+        or not all(isinstance(part, str) for part in message["error"].values())
+    ):
+        return False
+    return told and type(message.get("peak_rss_bytes")) is int

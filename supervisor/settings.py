@@ -5,6 +5,7 @@ list of all that is wrong.
 """
 
 import importlib
+import io
 import os
 import re
 import sys
@@ -28,6 +29,8 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 
 # A fork of the supervisor holds some 20 MB before the job has done anything.
 CEILING_MIN_BYTES = 32_000_000
+CEILING_MAX_BYTES = 1 << 50
+DURATION_MAX_S = 10 * 366 * 86_400
 
 
 def duration_s(text: object) -> float:
@@ -35,7 +38,10 @@ def duration_s(text: object) -> float:
     match = _DURATION.fullmatch(str(text).strip().lower().replace(" ", ""))
     if not match or not match[0]:
         raise ValueError("is no duration: write 90s, 30m, 1h30m, or a number of seconds")
-    return sum(float(number) * _UNIT_S[unit] for unit, number in match.groupdict().items() if number)
+    seconds = sum(float(number) * _UNIT_S[unit] for unit, number in match.groupdict().items() if number)
+    if seconds > DURATION_MAX_S:
+        raise ValueError("is longer than ten years")
+    return seconds
 
 
 def target(text: object) -> str:
@@ -52,12 +58,14 @@ Target = Annotated[str, BeforeValidator(target)]
 class Settings(BaseSettings):
     """SUPERVISOR_*, as the README's table has them."""
 
-    model_config = SettingsConfigDict(env_prefix="SUPERVISOR_", extra="ignore", validate_default=False)
+    model_config = SettingsConfigDict(
+        env_prefix="SUPERVISOR_", extra="ignore", env_ignore_empty=True, validate_default=False
+    )
 
     job: Target = "worker.job:sync"
     jobs_file: Path | None = None
     interval: Seconds = Field(1800.0, ge=0.1)
-    rss_ceiling: ByteSize = Field(ByteSize(512_000_000), ge=CEILING_MIN_BYTES)
+    rss_ceiling: ByteSize = Field(ByteSize(512_000_000), ge=CEILING_MIN_BYTES, le=CEILING_MAX_BYTES)
     recycle_rss: ByteSize | None = Field(None, ge=CEILING_MIN_BYTES // 2)
     cycles_per_worker: int = Field(1, ge=0)
     cycle_timeout: Seconds = Field(1200.0, ge=0.1)
@@ -66,16 +74,8 @@ class Settings(BaseSettings):
     max_workers: int = Field(1, ge=1, le=1_000)
     max_failures: int = Field(0, ge=0)
     state_dir: Path | None = None
-    metrics_file: str = ""
     log_format: Literal["auto", "text", "json"] = "auto"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
-
-    @field_validator("metrics_file")
-    @classmethod
-    def _none_yet(cls, text: str) -> str:
-        if text:
-            raise ValueError("can't be set: this version writes no metrics yet")
-        return text
 
     @field_validator("log_level", mode="before")
     @classmethod
@@ -112,6 +112,8 @@ def load(env_file: str | None) -> dict[str, Any]:
     faults: list[Fault] = []
     overlay = _read_env_file(env_file, faults)
     os.environ.update(overlay)
+    if os.environ.get("SUPERVISOR_METRICS_FILE"):
+        faults.append({"variable": "SUPERVISOR_METRICS_FILE", "message": "can't be set: there are no metrics yet"})
     settings = _settings(faults, {})
     jobs: list[dict[str, Any]] = []
     if settings and settings.jobs_file:
@@ -148,12 +150,11 @@ def _read_env_file(path: str | None, faults: list[Fault]) -> dict[str, str]:
     if path is None:
         return {}
     try:
-        values = dotenv_values(path, interpolate=False) if os.path.exists(path) else None
-    except (OSError, UnicodeDecodeError) as error:
+        with open(path, encoding="utf-8") as file:
+            text = file.read()
+        values = dotenv_values(stream=io.StringIO(text.replace("\0", "\N{REPLACEMENT CHARACTER}")), interpolate=False)
+    except (OSError, ValueError) as error:
         faults.append({"variable": "--env-file", "message": f"{path} can't be read: {error}"})
-        return {}
-    if values is None:
-        faults.append({"variable": "--env-file", "message": f"{path} does not exist"})
         return {}
     return {name: value for name, value in values.items() if value is not None and name not in os.environ}
 
@@ -184,9 +185,7 @@ def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -
         return fault(f"can't be read: {error}")
     if not isinstance(tables, dict) or not tables:
         return fault("has no [jobs.NAME] table")
-    known = set(Settings.model_fields) - {
-        "jobs_file", "max_workers", "state_dir", "log_format", "log_level", "metrics_file",
-    }  # fmt: skip
+    known = set(Settings.model_fields) - {"jobs_file", "max_workers", "state_dir", "log_format", "log_level"}
     for name, table in tables.items():
         if not isinstance(table, dict):
             fault(f"jobs.{name} is no table")
@@ -196,8 +195,8 @@ def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -
         if unknown := sorted(set(keys) - known):
             fault(f"[jobs.{name}] has {', '.join(unknown)}, which a job does not have")
             continue
-        if not isinstance(env, dict) or not all(isinstance(value, str) for value in env.values()):
-            fault(f"[jobs.{name}.env] must be a table of strings")
+        if not isinstance(env, dict) or not all(_is_variable(*pair) for pair in env.items()):
+            fault(f"[jobs.{name}.env] must be a table of strings, its keys names of variables")
             continue
         if settings := _settings(faults, keys, f" of [jobs.{name}]"):
             with _environment(env):
@@ -205,6 +204,10 @@ def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -
                     {**one, "variable": f"{one['variable']} of [jobs.{name}]"} for one in job_faults(settings.job)
                 ]
             yield settings.job_plan(name, {**overlay, **env})
+
+
+def _is_variable(name: str, value: object) -> bool:
+    return isinstance(value, str) and bool(name) and not set("=\0") & set(name) and "\0" not in value
 
 
 @contextmanager
@@ -230,7 +233,8 @@ def job_faults(target_text: str) -> list[Fault]:
         sys.path.insert(0, os.getcwd())
     try:
         job = getattr(importlib.import_module(module_name), attribute)
-    except Exception:
+        ask = getattr(job, "settings_faults", None)
+        found = list(ask()) if callable(ask) else []
+        return [{"variable": str(one["variable"]), "message": str(one["message"])} for one in found]
+    except (Exception, SystemExit):
         return []  # the first cycle imports it again, fails, and reports the whole error
-    ask = getattr(job, "settings_faults", None)
-    return list(ask()) if callable(ask) else []

@@ -77,16 +77,7 @@ def start(job: JobPlan, state_dir: str, work: inside.Work | None = None, result_
     words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
     # The offset is shared with the child: without this, what comes after a truncation leaves a hole.
     fcntl.fcntl(words_fd, fcntl.F_SETFL, os.O_APPEND)
-    spec = inside.Spec(
-        name=job.name,
-        target=job.target,
-        rss_ceiling_bytes=job.rss_ceiling_bytes,
-        state_dir=state_dir,
-        parent_pid=os.getpid(),
-        start_method=job.start_method,
-        env=job.env,
-        work=work,
-    )
+    spec = inside.Spec(job, state_dir, os.getpid(), work)
     context = multiprocess.get_context(job.start_method)
     result = Descriptor(result_fd) if work else None
     process = context.Process(

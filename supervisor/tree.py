@@ -42,7 +42,7 @@ def children(pid: int) -> list[int]:
         for task in os.listdir(f"/proc/{pid}/task"):
             found += map(int, _read(f"/proc/{pid}/task/{task}/children").split())
     except (FileNotFoundError, ProcessLookupError):
-        if _lists_children():
+        if os.path.exists(f"/proc/self/task/{os.getpid()}/children"):
             return found  # the process, or one of its threads, ended while we read
         # A kernel without CONFIG_PROC_CHILDREN: psutil reads all of /proc instead. Imported here,
         # as it is 1.6 MB of the parent's 12 and most kernels never come here.
@@ -53,10 +53,6 @@ def children(pid: int) -> list[int]:
         except psutil.NoSuchProcess:
             return []
     return found
-
-
-def _lists_children() -> bool:
-    return os.path.exists(f"/proc/self/task/{os.getpid()}/children")
 
 
 def descendants(pid: int) -> list[int]:

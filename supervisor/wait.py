@@ -43,4 +43,5 @@ def call(job: JobPlan, arguments: dict[str, Any], clock: Clock) -> Run:
 
 
 def _to_stderr(chunk: bytes) -> None:
-    sys.stderr.write(chunk.decode("utf-8", "replace"))
+    if chunk:
+        sys.stderr.write(chunk.decode("utf-8", "replace"))

@@ -54,6 +54,10 @@ class TokenRefused(SyncError):
     """The token is wrong, or may not do this."""
 
 
+class RightMissing(TokenRefused):
+    """REDCap itself says that the token's user has not the right for this one thing."""
+
+
 class RequestRefused(SyncError):
     """The server does not accept the request."""
 
@@ -105,6 +109,11 @@ class UnexpectedError(SyncError):
     """A defect: the place is named, the values are not."""
 
 
+# What REDCap is known to say, and says without a record's values.
+_KNOWN = re.compile(
+    r"You do not have|You cannot|The value of the parameter|The following values in the parameter|"
+    r"The requested method|REDCap ran out|Insufficient user privileges"
+)
 _QUOTED = re.compile(r"""'[^']*'|"[^"]*"|“[^”]*”""")
 _NAME = re.compile(r"""['"][a-z][a-z0-9_]*['"]""")
 
@@ -112,8 +121,11 @@ _NAME = re.compile(r"""['"][a-z][a-z0-9_]*['"]""")
 def server_text(text: str) -> str:
     """Return a server's error text without what could be a record's value.
 
-    What stands in quotes is masked unless it looks like the name of a field or parameter.
+    Only what REDCap is known to say is shown; what stands in quotes is masked unless it looks
+    like the name of a field or parameter.
     """
+    if not _KNOWN.match(text):
+        return f"({len(text):,} characters that may hold values: not shown)"
 
     def mask(match: re.Match[str]) -> str:
         return match[0] if _NAME.fullmatch(match[0]) else "'…'"

@@ -3,7 +3,7 @@
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
@@ -90,6 +90,7 @@ class Sync:
     write_s: float = 0.0
     zone_source: str = ""
     offset_s: int = 0
+    seen_offset_s: int | None = None  # what is known of it, to be kept; None for a guess
     started_s: float = field(default_factory=time.monotonic)
     structure: Structure = field(init=False)
     started_at: datetime = field(init=False)  # the server's clock
@@ -119,11 +120,13 @@ class Sync:
         """Return the server's offset from UTC in seconds, as well as it can be known."""
         if self.redcap.timezone:
             self.zone_source = "setting"
-            return _offset_s(self.started_at.astimezone(ZoneInfo(self.redcap.timezone)))
-        seen = server_offset(self.client, before.utc_offset_s)
-        if seen is not None:
+            self.seen_offset_s = _offset_s(self.started_at.astimezone(ZoneInfo(self.redcap.timezone)))
+            return self.seen_offset_s
+        self.seen_offset_s = server_offset(self.client, before.utc_offset_s)
+        if self.seen_offset_s is not None:
             self.zone_source = "log"
-            return seen
+            return self.seen_offset_s
+        self.seen_offset_s = before.utc_offset_s
         if before.utc_offset_s is not None:
             self.zone_source = "checkpoint"
             return before.utc_offset_s - 3600  # its clock may have changed since: rather too early
@@ -143,6 +146,7 @@ class Sync:
         if before.backfill_started_at is None or before.backfill_structure_hash != self.structure.hash:
             checkpoint = replace(
                 before,
+                utc_offset_s=self.seen_offset_s,
                 backfill_started_at=self.started_at,
                 backfill_cursor=None,
                 backfill_structure_hash=self.structure.hash,
@@ -158,7 +162,7 @@ class Sync:
         begun_at = checkpoint.backfill_started_at
         done = Checkpoint(
             synced_until=begun_at,
-            utc_offset_s=self.offset_s,
+            utc_offset_s=checkpoint.utc_offset_s,  # of when the backfill began, as the window will
             structure_hash=self.structure.hash,
             reconciled_at=begun_at if sees_all else before.reconciled_at,
         )
@@ -170,7 +174,7 @@ class Sync:
         self.begin = begin = self._window_begin(before)
         changed, _ = self._ids({"dateRangeBegin": server_format(begin)})
         log = read_log(self.client, begin, self.structure.id_field)
-        wanted = set(changed) | log.deleted
+        wanted = set(changed) | log.touched
         reconciled_at = before.reconciled_at
         if self.mode == "reconcile" or log.renamed:
             ids, sees_all = self._all_ids()
@@ -183,7 +187,9 @@ class Sync:
             self._write(found, [], before)
             if self.cycle.stopping:
                 return self._summary()
-        done = replace(before, synced_until=self.started_at, utc_offset_s=self.offset_s, reconciled_at=reconciled_at)
+        done = replace(
+            before, synced_until=self.started_at, utc_offset_s=self.seen_offset_s, reconciled_at=reconciled_at
+        )
         return self._finish(all_gone, done)
 
     def _window_begin(self, before: Checkpoint) -> datetime:
@@ -238,7 +244,8 @@ class Sync:
             return list(ids), columns
 
         ids, columns = self.client.read("record", {"type": "flat", **extra, "fields": self.structure.id_field}, consume)
-        records.refuse_hashed(ids, self.structure.id_field)
+        if self.structure.id_is_identifier:
+            records.refuse_hashed(ids, self.structure.id_field)
         return ids, columns
 
     def _fetch(
@@ -330,8 +337,8 @@ class Sync:
         self.write_s += time.monotonic() - started_s
         self.records += len(found)
         self.rows += sum(map(len, found.values()))
-        for name in ("inserted", "updated", "unchanged", "deleted"):
-            setattr(self.counts, name, getattr(self.counts, name) + getattr(done, name))
+        for name, count in asdict(done).items():
+            setattr(self.counts, name, getattr(self.counts, name) + count)
 
     def _finish(self, gone: Sequence[str], checkpoint: Checkpoint) -> dict[str, Any]:
         """Move the checkpoint, with the last changes and the cycle's own row."""
@@ -352,10 +359,7 @@ class Sync:
             "zone_source": self.zone_source,
             "records": self.records,
             "rows": self.rows,
-            "inserted": self.counts.inserted,
-            "updated": self.counts.updated,
-            "unchanged": self.counts.unchanged,
-            "deleted": self.counts.deleted,
+            **asdict(self.counts),
             "batches": self.batches,
             "bytes_received": counters.bytes_received,
             "requests": counters.requests,

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 
-from worker.errors import RequestRefused, TokenRefused
+from worker.errors import RightMissing
 from worker.redcap import Client, Row
 from worker.window import offset_of
 
@@ -22,7 +22,7 @@ _CHANGE_OF_CLOCK = timedelta(hours=2)
 class LogWindow:
     """What happened in a window; nothing is known of it without the Logging right."""
 
-    deleted: set[str] = field(default_factory=set)
+    touched: set[str] = field(default_factory=set)  # records that were edited or deleted
     renamed: bool = False
 
 
@@ -33,19 +33,22 @@ def read_log(client: Client, begin_local: datetime, id_field: str) -> LogWindow:
     def ids(rows: Iterator[Row]) -> set[str]:
         return {str(row["record"]) for row in rows if row.get("record")}
 
-    def any_rename(rows: Iterator[Row]) -> bool:
-        # A rename is logged as an edit whose details begin with the id field.
-        found = False
+    def edits(rows: Iterator[Row]) -> tuple[set[str], bool]:
+        # A rename is logged as an edit whose details begin with the id field. A record that lost
+        # its last row to an edit is in no answer to a range of dates: the log alone names it.
+        edited: set[str] = set()
+        renamed = False
         for row in rows:
-            found = found or str(row.get("details", "")).startswith(f"{id_field} = ")
-        return found
+            edited.add(str(row.get("record") or ""))
+            renamed = renamed or str(row.get("details", "")).startswith(f"{id_field} = ")
+        return edited - {""}, renamed
 
     try:
         deleted = client.read("log", {**begin, "logtype": "record_delete"}, ids)
-        renamed = client.read("log", {**begin, "logtype": "record_edit"}, any_rename)
-    except (TokenRefused, RequestRefused):
+        edited, renamed = client.read("log", {**begin, "logtype": "record_edit"}, edits)
+    except RightMissing:
         return LogWindow()
-    return LogWindow(deleted, renamed)
+    return LogWindow(deleted | edited, renamed)
 
 
 def server_offset(client: Client, last_offset_s: int | None) -> int | None:
@@ -75,5 +78,5 @@ def server_offset(client: Client, last_offset_s: int | None) -> int | None:
 
     try:
         return client.read("log", {"beginTime": begin.strftime(_MINUTE)}, newest)
-    except (TokenRefused, RequestRefused):
+    except RightMissing:
         return None

@@ -21,6 +21,7 @@ class Structure:
     columns: int  # of one exported row, about: checkboxes count once a choice
     longitudinal: bool
     repeating: bool
+    id_is_identifier: bool  # then de-identified rights hash it
     identifiers: frozenset[str]  # fields that the dictionary marks, but for the id field
     hash: str
 
@@ -51,6 +52,7 @@ def read(client: Client, wanted: Mapping[str, object]) -> Structure:
         columns=sum(_columns(row) for row in metadata),
         longitudinal=longitudinal,
         repeating=repeating,
+        id_is_identifier=metadata[0].get("identifier") == "y",
         identifiers=frozenset(row["field_name"] for row in metadata[1:] if row.get("identifier") == "y"),
         hash=_hash([metadata, events, mapping, repeats, info.get("missing_data_codes", ""), wanted]),
     )

@@ -57,6 +57,7 @@ def without(row: Row, fields: Collection[str]) -> Row:
 def data_of(row: Row) -> tuple[str, str]:
     """Return a row as JSON text, its keys as they came, and the hash by which rows are compared."""
     text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
+    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # no database takes half a character
     canonical = json.dumps(row, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
     return text, hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
 

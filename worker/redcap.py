@@ -20,6 +20,7 @@ from worker.errors import (
     OutOfServerMemory,
     RedirectRefused,
     RequestRefused,
+    RightMissing,
     ServerFailed,
     ServerTooSlow,
     ServerUnreachable,
@@ -214,6 +215,8 @@ class Client:
             if status == 504:
                 raise ServerTooSlow("the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller")
             raise ServerFailed(f"the server failed with status {status}: it is down, overloaded or in maintenance")
+        if status == 403 and text and "permissions to use the API" not in text:
+            raise RightMissing(f"the token's user has not the right for this: {server_text(text)}")
         if status in (401, 403):
             raise TokenRefused(
                 f"the server refuses the token or the request (status {status}"
@@ -312,17 +315,14 @@ def _retry_after_s(text: str | None) -> float | None:
 
 def _reason(error: BaseException) -> str:
     """Return the innermost cause by its type and system text; never the URL or the body."""
-    seen: list[BaseException] = []
-    link: BaseException | None = error
-    while link is not None and link not in seen:
-        seen.append(link)
-        nested = [part for part in link.args if isinstance(part, BaseException)]
-        reason = getattr(link, "reason", None)
-        link = (
-            reason
-            if isinstance(reason, BaseException)
-            else (nested[0] if nested else link.__cause__ or link.__context__)
-        )
+    seen: list[BaseException] = [error]
+    while True:
+        last = seen[-1]
+        inner = [*last.args, getattr(last, "reason", None), last.__cause__, last.__context__]
+        fresh = [one for one in inner if isinstance(one, BaseException) and one not in seen]
+        if not fresh:
+            break
+        seen.append(fresh[0])
     innermost = seen[-1]
     text = getattr(innermost, "strerror", None) or getattr(innermost, "verify_message", None)
     return f"{type(innermost).__name__}: {text}" if text else type(innermost).__name__

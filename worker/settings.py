@@ -19,6 +19,7 @@ from worker.records import RECORDS_MAX_PER_REQUEST
 Fault = Mapping[str, str]  # variable, message
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
+DURATION_MAX_S = 10 * 366 * 86_400
 RATE_MAX = 600  # above it a server bans the address
 _UNIT_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
@@ -28,7 +29,10 @@ def seconds(text: object) -> float:
     parts = re.findall(r"(\d+(?:\.\d+)?)([smhd]?)", str(text).strip().lower())
     if not parts or "".join(number + unit for number, unit in parts) != str(text).strip().lower():
         raise ValueError("is no duration: write 90s, 30m, 1h30m, or a number of seconds")
-    return sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    total = sum(float(number) * _UNIT_S[unit] for number, unit in parts)
+    if total > DURATION_MAX_S:
+        raise ValueError("is longer than ten years")
+    return total
 
 
 def names(text: object) -> object:
@@ -51,7 +55,9 @@ Names = Annotated[list[str], NoDecode, BeforeValidator(names)]
 class RedcapSettings(BaseSettings):
     """Where the project is, and what of it is wanted."""
 
-    model_config = SettingsConfigDict(env_prefix="REDCAP_", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="REDCAP_", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+    )
 
     allow_http: bool = False  # before the URL, whose check asks for it
     api_url: str
@@ -88,6 +94,8 @@ class RedcapSettings(BaseSettings):
         parts = names(value)
         if isinstance(parts, list) and len(parts) != 2:
             raise ValueError("takes two durations, connect and read, as 10s,300s")
+        if isinstance(parts, list) and not all(seconds(part) > 0 for part in parts):
+            raise ValueError("must be above zero")
         return tuple(parts) if isinstance(parts, list) else parts
 
     @field_validator("timezone")
@@ -96,7 +104,7 @@ class RedcapSettings(BaseSettings):
         try:
             if name:
                 ZoneInfo(name)
-        except (ZoneInfoNotFoundError, ValueError):
+        except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("is no zone of the IANA database, as Europe/Berlin or America/Chicago") from None
         return name
 
@@ -117,7 +125,7 @@ def _api_url(text: str, *, allow_http: bool) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         raise fault("is no URL: it looks like https://redcap.example.org/api/") from None
-    if parts.scheme not in ("https", "http") or not host:
+    if parts.scheme not in ("https", "http") or not host or re.search(r"[\s\x00-\x1f]|[^\x00-\x7f]", text.strip()):
         raise fault("is no URL: it looks like https://redcap.example.org/api/")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise fault("must hold no user, password, query or fragment: the token has a variable of its own")
@@ -134,19 +142,13 @@ def _api_url(text: str, *, allow_http: bool) -> str:
 class SyncSettings(BaseSettings):
     """Where the rows go."""
 
-    model_config = SettingsConfigDict(env_prefix="SYNC_", extra="ignore", hide_input_in_errors=True)
+    model_config = SettingsConfigDict(
+        env_prefix="SYNC_", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
+    )
 
     sink: str = ""  # empty: SQLite in the state directory
     on_delete: Literal["mark", "erase"] = "mark"
     drop_identifiers: bool = False
-    handler: str = ""
-
-    @field_validator("handler")
-    @classmethod
-    def _none_yet(cls, text: str) -> str:
-        if text:
-            raise ValueError("can't be set: this version has no handlers yet")
-        return text
 
     @field_validator("sink")
     @classmethod
@@ -154,10 +156,13 @@ class SyncSettings(BaseSettings):
         if not text:
             return text
         try:
-            backend = make_url(text).drivername
-        except ArgumentError:
-            backend = ""
-        if backend not in ("sqlite", "postgresql+psycopg"):
+            url = make_url(text)
+            good = url.drivername == "postgresql+psycopg" or (
+                url.drivername == "sqlite" and url.database not in (None, "", ":memory:") and not url.query
+            )
+        except (ArgumentError, ValueError):
+            good = False
+        if not good:
             raise ValueError("must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE")
         return text
 
@@ -178,6 +183,8 @@ def faults() -> list[Fault]:
     except SettingsError as error:
         found.append({"variable": "REDCAP_API_TOKEN_FILE", "message": str(error)})
         token = {"api_token": "0" * 32}  # so that it is not called missing as well
+    if os.environ.get("SYNC_HANDLER"):
+        found.append({"variable": "SYNC_HANDLER", "message": "can't be set: this version has no handlers yet"})
     for prefix, model, given in (("REDCAP_", RedcapSettings, token), ("SYNC_", SyncSettings, {})):
         try:
             model(**given)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from worker.errors import AnswerCutOff, AnswerMalformed, NotRedcap, SyncError, server_text
+from worker.errors import AnswerCutOff, AnswerMalformed, NotRedcap, SyncError
 
 ROW_MAX_CHARACTERS = 64 * 1024 * 1024  # one row; a REDCap note holds at most some MB
 OBJECT_MAX_CHARACTERS = 1_000_000
@@ -195,4 +195,4 @@ def _kind_of(window: _Window) -> str:
         return "a web page"
     if "could not connect" in start:
         return "the text of a failed database connection"
-    return f"text ({server_text(start)[:80]!r})" if start.startswith("ERROR:") else "something else"
+    return "an error as text" if start.startswith("ERROR:") else "something else"

@@ -228,3 +228,19 @@ def is_quick():
 
 def environment():
     return {name: value for name, value in os.environ.items() if name.startswith("MY_")}
+
+
+def reads_input():
+    return {"read": len(sys.stdin.read())}
+
+
+def asks_wrongly():
+    return {}
+
+
+def asks_and_fails():
+    return {}
+
+
+asks_wrongly.settings_faults = lambda: [{"a": 1}]
+asks_and_fails.settings_faults = lambda: 1 / 0

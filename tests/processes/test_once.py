@@ -1,6 +1,7 @@
 """`redcap-sync once` with jobs that behave and jobs that don't: real processes throughout."""
 
 import json
+import os
 
 import pytest
 
@@ -271,3 +272,53 @@ def test_version_and_help(cli):
     assert "--env-file" in help_text
     assert cli.run("once", "--help").code == 0
     assert cli.run("no-such-command").code == 2
+
+
+def run_closed(cli, closed, **variables):
+    import subprocess
+    import sys
+
+    command = f'exec "{sys.executable}" -m supervisor once {closed}'
+    return subprocess.run(
+        ["sh", "-c", command], env=cli.env | variables, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-", "2>/dev/full"])
+def test_closed_standard_streams_change_nothing(cli, closed):
+    done = run_closed(cli, closed, SUPERVISOR_JOB="jobs:prints")
+    assert done.returncode == 0
+    (line,) = (cli.state_dir / "cycles.jsonl").read_text().splitlines()
+    assert (json.loads(line)["outcome"], json.loads(line)["exit_code"]) == ("ok", 0)
+    if closed != "2>/dev/full":  # a fault that can't be told anywhere is Python's exit code 1
+        assert run_closed(cli, closed, SUPERVISOR_INTERVAL="soon").returncode == 78
+
+
+def test_standard_input_is_empty_and_open(cli, method):
+    assert cli.run("once", SUPERVISOR_JOB="jobs:reads_input", **method).report["summary"] == {"read": 0}
+
+
+def test_a_traceback_has_no_cause_of_the_supervisors_own(cli):
+    report = cli.run("once", SUPERVISOR_JOB="jobs:raises").report
+    assert report["error"]["traceback"].startswith("ValueError")
+
+
+def test_a_journal_that_cant_be_opened_is_a_fault_of_the_state_directory(cli):
+    (cli.state_dir / "cycles.jsonl").mkdir(parents=True)
+    done = cli.run("once", SUPERVISOR_JOB="jobs:ok")
+    assert done.code == 78
+    assert "SUPERVISOR_STATE_DIR" in done.err
+
+
+def test_a_line_that_the_disk_cut_is_told_and_the_next_is_whole(tmp_path, monkeypatch):
+    from supervisor.report import Journal
+
+    journal = Journal(str(tmp_path))
+    write = os.write
+    monkeypatch.setattr("supervisor.report.os.write", lambda fd, data: write(fd, data[:5]))
+    with pytest.raises(OSError, match="5 of"):
+        journal.write({"event": "cycle", "cycle": 1})
+    monkeypatch.undo()
+    journal.write({"event": "cycle", "cycle": 2})
+    os.close(journal._fd)
+    assert json.loads((tmp_path / "cycles.jsonl").read_text().splitlines()[1])["cycle"] == 2

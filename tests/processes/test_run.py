@@ -206,3 +206,29 @@ def test_no_descriptor_is_left_by_many_cycles(cli, service):
     wait_until(lambda: psutil.Process(process.pid).num_fds() <= few)
     process.terminate()
     assert cli.finish(process).code == 0
+
+
+def test_a_result_behind_an_unread_message_is_heard(cli, service):
+    """A job that never looks at `stopping` leaves the stop unread, and must not lose its result."""
+    outcomes = []
+    for _ in range(8):
+        process = service("finishes_in_time", SUPERVISOR_GRACE="10s", SUPERVISOR_INTERVAL="1h")
+        working(cli)
+        process.terminate()
+        said = []
+        wait_until(lambda: said.append(os.read(process.stderr.fileno(), 4096)) or b'"stopping"' in b"".join(said))  # noqa: B023
+        (cli.state_dir / "go").touch()
+        outcomes.append(cli.finish(process).report["outcome"])
+        for name in ("go", "working"):
+            (cli.state_dir / name).unlink()
+    assert outcomes == ["ok"] * 8
+
+
+def test_a_kept_worker_keeps_nothing_that_a_job_left(cli, service):
+    process = service("leaves_daemon", SUPERVISOR_INTERVAL="0.1s", SUPERVISOR_CYCLES_PER_WORKER="0")
+    reports = cli.reports_of(1)
+    daemon = int((cli.state_dir / "daemon").read_text())
+    assert reports[0]["recycled"] is None
+    wait_until(lambda: not psutil.pid_exists(daemon))
+    process.terminate()
+    assert cli.finish(process).code == 0

@@ -169,3 +169,48 @@ def test_faults_of_a_jobs_file_name_the_job(cli, tmp_path):
     assert "SUPERVISOR_INTERVAL of [jobs.one]" in done.err
     assert "colour" in done.err
     assert "REDCAP_API_URL of [jobs.three]" in done.err
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("SUPERVISOR_INTERVAL", "9999999999d"),
+        ("SUPERVISOR_INTERVAL", "9" * 400 + "d"),
+        ("SUPERVISOR_RSS_CEILING", "10EB"),
+        ("REDCAP_TIMEZONE", "Europe"),
+        ("REDCAP_OVERLAP", "1000000d"),
+        ("REDCAP_RECONCILE_EVERY", "99999999999d"),
+        ("REDCAP_TIMEOUT", "0,0"),
+        ("REDCAP_BATCH_SIZE", "-1"),
+        ("SYNC_SINK", "sqlite://"),
+        ("SYNC_SINK", "postgresql+psycopg://h:port/db"),
+        ("SYNC_SINK", "sqlite:///x.db?check_same_thread=zz"),
+        ("REDCAP_API_URL", "https://exa mple.org/api/"),
+        ("REDCAP_API_URL", "https://é.example.org/api/"),
+    ],
+)
+def test_a_value_that_would_break_later_is_refused_now(cli, name, value):
+    variables = {"REDCAP_API_URL": "https://h/api/", "REDCAP_API_TOKEN": "0" * 32} | {name: value}
+    done = cli.run("once", **variables)
+    assert faults_of(done) == {name}
+    assert done.err.count(name + ":") == 1
+
+
+def test_an_empty_variable_is_one_that_is_not_set(cli):
+    names = ("SUPERVISOR_JOBS_FILE", "SUPERVISOR_INTERVAL", "SUPERVISOR_LOG_FORMAT", "SUPERVISOR_METRICS_FILE")
+    assert cli.run("once", SUPERVISOR_JOB="jobs:ok", **dict.fromkeys(names, "")).code == 0
+
+
+def test_an_env_file_that_is_no_file(cli, tmp_path):
+    assert faults_of(cli.run("once", "--env-file", str(tmp_path), SUPERVISOR_JOB="jobs:ok")) == {"--env-file"}
+
+
+def test_names_that_no_variable_can_have(cli, tmp_path):
+    path = tmp_path / "jobs.toml"
+    path.write_text('[jobs.one]\njob = "jobs:ok"\n[jobs.one.env]\n"A=B" = "x"\n')
+    assert faults_of(cli.run("once", SUPERVISOR_JOBS_FILE=str(path))) == {"SUPERVISOR_JOBS_FILE"}
+
+
+@pytest.mark.parametrize("job", ["asks_wrongly", "asks_and_fails"])
+def test_a_job_whose_own_check_is_broken_still_has_its_cycle(cli, job):
+    assert cli.run("once", SUPERVISOR_JOB=f"jobs:{job}").code == 0

@@ -205,3 +205,29 @@ def test_values_are_in_no_message_of_the_sink(world):
         world.sync()
     assert "Canary" not in str(caught.value)
     assert caught.value.__suppress_context__
+
+
+def test_a_password_in_a_sinks_url_is_never_shown(world, monkeypatch):
+    monkeypatch.setenv("SYNC_SINK", "postgresql+psycopg://me@127.0.0.1:1/db?password=hunter2")
+    with pytest.raises(errors.SinkFailed) as caught:
+        world.sync()
+    assert "hunter2" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"error":"The record Smith-John-1950 is HIV positive"}',
+        b"ERROR: record Smith born 1950",
+        b'{"error":"\xe2\x80\x98Smith\xe2\x80\x99"}',
+    ],
+)
+@pytest.mark.parametrize("status", [200, 400, 403])
+def test_a_servers_own_words_are_shown_only_when_they_are_known(world, monkeypatch, body, status):
+    from ops.sandbox.api import Answer
+
+    monkeypatch.setattr(world.api, "answer", lambda _: Answer(status, "application/json", body))
+    with pytest.raises(errors.SyncError) as caught:
+        world.sync()
+    assert "Smith" not in str(caught.value)
+    assert "HIV" not in str(caught.value)

@@ -240,10 +240,10 @@ def test_an_object_is_read_as_one():
 @pytest.mark.parametrize(
     ("text", "shown"),
     [
-        ("not valid: 'no_such_field'", "not valid: 'no_such_field'"),
-        ("record 'Jane Doe' is locked", "record '…' is locked"),
-        ('record "4711" is locked', "record '…' is locked"),
-        ("<b>Fatal</b> error", "Fatal  error"),
+        ("The value of the parameter 'no_such'", "The value of the parameter 'no_such'"),
+        ("You do not have 'Jane Doe'", "You do not have '…'"),
+        ('You cannot export "4711"', "You cannot export '…'"),
+        ("record 'Jane Doe' is locked", "(27 characters that may hold values: not shown)"),
     ],
 )
 def test_a_servers_words_are_shown_without_values(text, shown):

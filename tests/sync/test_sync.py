@@ -390,3 +390,92 @@ def test_requests_keep_below_the_rate(world, monkeypatch):
     assert len(slept) == 1
     assert 50 < slept[0] <= 60
     client.close()
+
+
+@pytest.mark.parametrize("answer", [1, 2])  # the deletions of the log, its edits
+def test_a_log_that_is_refused_by_a_firewall_is_no_missing_right(world, monkeypatch, answer):
+    from ops.sandbox.faults import page, wire
+
+    world.sync()
+    world.api.changes.delete(["5"])
+    world.api.changes.rename("6", "600")
+    asked = {"log": 0}
+    right = world.api.answer
+
+    def answered(body):
+        # The first question to the log is for its newest rows.
+        asked["log"] += "content=log" in body
+        asked["spoil"] = "content=log" in body and asked["log"] == 1 + answer
+        return right(body)
+
+    monkeypatch.setattr(world.api, "answer", answered)
+    banned = page(403, "Forbidden")
+    monkeypatch.setattr(world.server.faults, "apply", lambda one: banned if asked["spoil"] else wire(one))
+    with pytest.raises(errors.TokenRefused):
+        world.sync()
+    asked["log"] = 10
+    world.sync()
+    world.assert_exact()
+
+
+def test_an_id_that_changes_in_case_is_one_record(world):
+    world.api.changes.put([{"record_id": "Abc", "redcap_event_name": "enrolment_arm_1", "sex": "1"}])
+    world.sync()
+    world.api.changes.rename("Abc", "abc")
+    world.sync()
+    world.assert_exact()
+
+
+def test_a_record_that_loses_its_last_row_is_gone(world):
+    world.sync()
+    for event, instrument, instance in list(world.api.project.records["5"].rows):
+        world.api.changes.delete_rows("5", event=event, instrument=instrument, instance=instance)
+    world.sync()
+    assert "5" not in {key[0] for key in world.stored()}
+    world.assert_exact()
+
+
+def test_a_backfill_over_a_change_of_the_clock_loses_no_edit(tmp_path, monkeypatch):
+    clock = {"now": datetime(2027, 3, 28, 0, 30, tzinfo=UTC)}  # half an hour before Berlin's clock goes on
+    api = Api(synthetic.make(seed=2, records=40), TOKEN, timezone="Europe/Berlin", utc_now=lambda: clock["now"])
+
+    class Killed(BaseException):
+        pass
+
+    class Dies(Alone):
+        def progress(self, done, total=None, unit=""):
+            if unit == "records" and done >= 30:
+                raise Killed
+
+    monkeypatch.setenv("REDCAP_OVERLAP", "0")
+    monkeypatch.setenv("REDCAP_BATCH_SIZE", "10")
+    with running(api) as server:
+        monkeypatch.setenv("REDCAP_API_URL", server.url)
+        monkeypatch.setenv("REDCAP_API_TOKEN", TOKEN)
+        with pytest.raises(Killed):
+            sync(Dies(str(tmp_path)))
+        clock["now"] += timedelta(minutes=1)
+        api.changes.put([{"record_id": "1", "redcap_event_name": "enrolment_arm_1", "first_name": "Neu"}])
+        clock["now"] = datetime(2027, 3, 28, 2, 0, tzinfo=UTC)
+        assert sync(Alone(str(tmp_path)))["mode"] == "full"
+        clock["now"] += timedelta(minutes=5)
+        assert sync(Alone(str(tmp_path)))["updated"] == 1
+
+
+def test_a_guess_of_the_zone_does_not_wander(world):
+    world.sync()
+    world.api.rights = Rights(logging=False)
+    begins = {world.sync()["window_begin"][:13] for _ in range(4)}
+    assert len(begins) <= 2  # the hour may change under the test, and not with every cycle
+
+
+def test_ids_of_32_digits_are_ids_where_nothing_hides_them(world):
+    world.api.changes.put([{"record_id": "0123456789abcdef" * 2, "redcap_event_name": "enrolment_arm_1"}])
+    world.sync()
+    world.assert_exact()
+
+
+def test_half_a_character_is_stored_as_a_mark(world):
+    world.api.project.records["1"].rows[("enrolment_arm_1", "", 0)]["first_name"] = "\ud800x"
+    world.sync()
+    assert world.stored()[("1", "enrolment_arm_1", "", 0)]["first_name"].endswith("x")

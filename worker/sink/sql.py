@@ -45,18 +45,13 @@ class Batch:
     deleted: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    hash: str
-    deleted: bool
-
-
 class SqlSink:
     """One database. Raises SinkFailed for whatever it refuses, without quoting a value."""
 
     def __init__(self, url: str) -> None:
         # hide_parameters: SQLAlchemy's errors would quote the rows otherwise.
-        self._name = make_url(url).render_as_string(hide_password=True)
+        shown = make_url(url).set(username=None, password=None, query={})  # a query may hold a password too
+        self._name = shown.render_as_string()
         self._engine = create_engine(url, hide_parameters=True, json_serializer=_as_it_is)
         if self._engine.dialect.name == "sqlite":
             _set_up_sqlite(self._engine)
@@ -131,14 +126,14 @@ class SqlSink:
                     before = stored.pop(key, None)
                     if before is None:
                         inserts.append(_values(project_id, key, data, digest, at))
-                    elif before.hash != digest or before.deleted:
+                    elif before != (digest, False):
                         updates.append(
                             _bound(project_id, key)
                             | {"data": data, "data_hash": digest, "changed_at": at, "deleted_at": None}
                         )
                     else:
                         done.unchanged += 1
-            ended = [_bound(project_id, key) for key, before in stored.items() if not before.deleted or erase]
+            ended = [_bound(project_id, key) for key, (_, deleted) in stored.items() if not deleted or erase]
             done.inserted, done.updated, done.deleted = len(inserts), len(updates), len(ended)
             if inserts:
                 connection.execute(insert(records), inserts)
@@ -164,22 +159,14 @@ class SqlSink:
                 "run one instance for a project"
             )
 
-    def _stored(self, connection: Connection, project_id: int, ids: Sequence[str]) -> dict[Key, _Stored]:
-        stored: dict[Key, _Stored] = {}
-        columns = (
-            records.c.record_id,
-            records.c.event,
-            records.c.repeat_instrument,
-            records.c.repeat_instance,
-            records.c.data_hash,
-            records.c.deleted_at,
-        )
+    def _stored(self, connection: Connection, project_id: int, ids: Sequence[str]) -> dict[Key, tuple[str, bool]]:
+        stored: dict[Key, tuple[str, bool]] = {}  # hash, whether it is deleted
+        columns = [records.c[name] for name in (*Key.__slots__, "data_hash", "deleted_at")]
         for start in range(0, len(ids), LOOKUP_RECORDS):
             some = ids[start : start + LOOKUP_RECORDS]
             query = select(*columns).where(records.c.project_id == project_id, records.c.record_id.in_(some))
-            for record_id, event_name, instrument, instance, digest, deleted_at in connection.execute(query):
-                key = Key(record_id, event_name, instrument, instance)
-                stored[key] = _Stored(digest, deleted_at is not None)
+            for *key, digest, deleted_at in connection.execute(query):
+                stored[Key(*key)] = (digest, deleted_at is not None)
         return stored
 
 
