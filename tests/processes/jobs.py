@@ -244,3 +244,27 @@ def asks_and_fails():
 
 asks_wrongly.settings_faults = lambda: [{"a": 1}]
 asks_and_fails.settings_faults = lambda: 1 / 0
+
+
+def holds_the_interpreter():
+    # The sum of a range of whole numbers is one call of C code, for minutes.
+    return {"sum": sum(range(10**11))}
+
+
+def grows_in_a_thread():
+    thread = threading.Thread(target=grows)
+    thread.start()
+    thread.join()
+
+
+def grows_in_a_fork():
+    if os.fork() == 0:
+        grows()
+    os.wait()
+
+
+def grows_and_stops_itself():
+    """Write past the ceiling at once, then stand still: nothing but the supervisor can act."""
+    held = b"x" * 200_000_000
+    os.kill(os.getpid(), signal.SIGSTOP)
+    return {"held": len(held)}

@@ -196,14 +196,16 @@ def test_the_parent_has_one_thread_and_imports_little(cli, service):
     assert cli.finish(process).code == 0
 
 
-def test_no_descriptor_is_left_by_many_cycles(cli, service):
-    process = service("is_quick", SUPERVISOR_INTERVAL="0.1s")
-    cli.reports_of(3)
+def test_no_descriptor_and_no_process_is_left_by_a_thousand_cycles(cli, service):
+    process = service("is_quick", SUPERVISOR_INTERVAL="1h", SUPERVISOR_LOG_LEVEL="ERROR")
+    cli.reports_of(1)
+    journal = cli.state_dir / "cycles.jsonl"
     few = psutil.Process(process.pid).num_fds()
-    for count in range(4, 60):
+    for count in range(2, 1_001):
         process.send_signal(signal.SIGUSR1)
-        cli.reports_of(count)
+        wait_until(lambda: journal.read_bytes().count(b"\n") >= count)  # noqa: B023
     wait_until(lambda: psutil.Process(process.pid).num_fds() <= few)
+    assert not psutil.Process(process.pid).children()
     process.terminate()
     assert cli.finish(process).code == 0
 
