@@ -28,8 +28,6 @@ from supervisor.signals import HANDLED
 # thread maps 8 MB of stack: so the backstop stands well above the ceiling.
 BACKSTOP_MARGIN_BYTES = 256 * 1024 * 1024
 
-_LAST_WORDS_SIGNAL = signal.SIGUSR2
-
 
 @dataclass(frozen=True, slots=True)
 class Work:
@@ -70,7 +68,8 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, 
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":
                 result = _run(message, channel, result_fd, spec)
-                _end_descendants()
+                if not message["last"]:  # else `_leave` does it
+                    _end_descendants()
                 messages.send(channel, result)
                 if message["last"]:
                     break  # no need to wait for the supervisor to say so
@@ -101,7 +100,7 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     # /proc/self belongs to root as soon as the process is not dumpable: these two come first.
     _prefer_as_oom_victim()
     faulthandler.enable(file=words_fd, all_threads=True)
-    faulthandler.register(_LAST_WORDS_SIGNAL, file=words_fd, all_threads=True)
+    faulthandler.register(signal.SIGUSR2, file=words_fd, all_threads=True)
     _limit_memory(spec.job.rss_ceiling_bytes)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     libc.forbid_dumps()  # a piped core_pattern does not ask RLIMIT_CORE (core(5))
