@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import dill
-
 from supervisor import failure, libc, messages, tree
 from supervisor.cycle import Cycle
 from supervisor.plan import JobPlan
@@ -27,6 +25,10 @@ from supervisor.signals import HANDLED
 # RLIMIT_DATA counts private writable mappings whether they are touched or not, and every
 # thread maps 8 MB of stack: so the backstop stands well above the ceiling.
 BACKSTOP_MARGIN_BYTES = 256 * 1024 * 1024
+
+_STARTS_A_PROCESS = frozenset(  # audit events (docs.python.org/3/library/audit_events.html)
+    ("os.fork", "os.forkpty", "os.posix_spawn", "os.spawn", "os.system", "pty.spawn", "subprocess.Popen")
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +67,7 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, 
     try:
         _first_steps(channel, output_fd, words_fd, spec)
         messages.send(channel, {"kind": "started", "pid": os.getpid()})
+        _tell_of_children(channel)
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":
                 result = _run(message, channel, result_fd, spec)
@@ -112,6 +115,21 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
+def _tell_of_children(channel: socket.socket) -> None:
+    """Say it to the supervisor before the job first starts a process: it starts a keeper then.
+
+    What starts one unseen by Python is found when the supervisor next looks at the memory.
+    """
+    told: list[str] = []
+
+    def hook(event: str, _: object) -> None:
+        if event in _STARTS_A_PROCESS and not told:
+            told.append(event)
+            messages.send(channel, {"kind": "children"})
+
+    sys.addaudithook(hook)
+
+
 def _default_signals() -> None:
     # The supervisor's wake-up descriptor is shared by the fork: a signal to this process would
     # write into it, and the supervisor would take it for its own.
@@ -124,9 +142,14 @@ def _default_signals() -> None:
 def _die_with(parent_pid: int, start_method: str) -> None:
     libc.die_with_parent(signal.SIGKILL)
     # It may have died between the fork and the line above. With forkserver the parent is the
-    # fork server, which ends when the supervisor does.
+    # fork server, which ends when nobody holds its pipe any more: so a worker must not.
     if start_method != "forkserver" and os.getppid() != parent_pid:
         os._exit(70)
+    for library in ("multiprocessing", "multiprocess"):
+        server = getattr(sys.modules.get(f"{library}.forkserver"), "_forkserver", None)
+        if start_method == "forkserver" and server and server._forkserver_alive_fd is not None:  # noqa: SLF001
+            os.close(server._forkserver_alive_fd)  # noqa: SLF001
+            server._forkserver_alive_fd = None  # noqa: SLF001
 
 
 def _close_all_but(keep: set[int]) -> None:
@@ -189,6 +212,8 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
 
 def _keep_result(work: Work, result_fd: int) -> None:
     """Run a call and write its result down; a result that can't be pickled is the call's failure."""
+    import dill  # noqa: PLC0415 - 4 MB that a service, which never comes here, does not hold
+
     result = work.function(*work.arguments, **work.keywords)
     with os.fdopen(result_fd, "wb", closefd=False) as file:
         dill.dump(result, file)

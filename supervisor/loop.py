@@ -275,7 +275,9 @@ class Supervisor:
         self._posts = [post for post in self._posts if post.wanted or post.worker]
 
     def _end_orphans(self) -> None:
-        self._orphans.end({worker.pid for worker in self._workers()} | helper_pids())
+        workers = self._workers()
+        keepers = {worker.keeper_pid for worker in workers}
+        self._orphans.end({worker.pid for worker in workers} | keepers | helper_pids())
 
     def _report(self, post: Post, job: JobPlan, run: Run) -> None:
         now_s = self._clock.now_s()

@@ -8,31 +8,39 @@ import signal
 from supervisor import libc, log, tree
 
 PATIENCE_S = 1.0
+OOM_SCORE_MAX = 1000
 
 
 class Orphans:
-    """Ends every child of the supervisor that is no worker.
+    """Ends every child of the supervisor that came from a worker; reaps any other that ended.
 
     A worker is the subreaper of its own tree, so a process comes to the supervisor only when
-    its worker is dead: it has outlived its cycle. Children that were there before, as those
-    of a shell that then became this program by exec, are none of our business.
+    its worker is dead: it has outlived its cycle. Others are none of our business while they
+    live: children of a shell that became this program by exec, or, for PID 1 of a container,
+    what somebody started in there. A worker raises its score for the OOM killer, which its
+    descendants inherit and can't lower (proc(5)): that tells them apart.
     """
 
     def __init__(self) -> None:
         libc.adopt_orphans()
+        self._score = tree.oom_score(os.getpid())
         self._strangers = set(tree.children(os.getpid()))
 
     def end(self, ours: set[int]) -> int:
-        """Kill and reap what is neither ours nor a stranger; return how many there were."""
+        """Kill and reap what a worker left; `ours` are the live ones. Return how many there were."""
         ended = 0
         for pid in tree.children(os.getpid()):
-            if pid not in ours and not _reap(pid) and pid not in self._strangers:
+            if pid not in ours and not _reap(pid) and pid not in self._strangers and self._of_a_worker(pid):
                 ended += 1
                 self._end(pid)
         if not ended:
             return 0
         log.say("orphans", logging.WARNING, f"{ended} processes outlived their worker and were ended", processes=ended)
         return ended + self.end(ours)  # what these had started has come to us now
+
+    def _of_a_worker(self, pid: int) -> bool:
+        # Where our own score is the highest there is, a worker's can't be told from it.
+        return self._score == OOM_SCORE_MAX or tree.oom_score(pid) > self._score
 
     def _end(self, pid: int) -> None:
         pidfd = os.pidfd_open(pid)

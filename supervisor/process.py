@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from supervisor import life, memory, messages, oom, tree
+from supervisor import keeper, life, memory, messages, oom, tree
 from supervisor.clock import Clock
 from supervisor.inside import Work
 from supervisor.life import Event, State
@@ -54,6 +54,7 @@ class Worker:
         self._oom_kills: int | None = None  # of the control group, at the cycle's start
         self._drain_s: float | None = None
         self._patience_s: float | None = None
+        self.keeper_pid = 0  # of what the worker started, once it has started something
         self._look_s = clock.now_s()
         self._child = start(job, state_dir, work, result_fd)
         self.channel, self.output_fd = self._child.channel, self._child.output_fd
@@ -147,7 +148,10 @@ class Worker:
             self._happens(Event.GRACE_UP)
 
     def _look(self, now_s: float) -> None:
-        self.rss_bytes = tree.tree_rss_bytes(self.pid)
+        below = tree.descendants(self.pid)
+        self.rss_bytes = tree.tree_rss_bytes(self.pid, below)
+        if below:
+            self._have_a_keeper()
         ceiling_bytes = self.job.rss_ceiling_bytes
         self._look_s = now_s + (
             memory.LOOK_IDLE_S if self.state is State.IDLE else memory.next_look_s(self.rss_bytes, ceiling_bytes)
@@ -175,6 +179,10 @@ class Worker:
         self._spoke = True
         self.say_where()
 
+    def _have_a_keeper(self) -> None:
+        if not self.keeper_pid and self.state is State.RUNNING:
+            self.keeper_pid = keeper.start(self.pid)
+
     def _note_cause(self, cause: Cause, detail: str) -> None:
         """Keep the first cause: what comes after it is its consequence."""
         if self.run and self.run.evidence.cause is None and self.state is not State.KILLING:
@@ -200,6 +208,8 @@ class Worker:
         kind = message["kind"]
         if kind == "started":
             self._listening = True
+        elif kind == "children":
+            self._have_a_keeper()
         elif kind == "progress":
             if life.action(self.state, Event.PROGRESS) is life.Action.NOTE:
                 self._on_progress(message)
@@ -325,6 +335,8 @@ class Worker:
         except ProcessLookupError:
             pass  # it never came to have a group of its own
         wait_status, peak_rss_bytes = self._child.reap()
+        if self.keeper_pid:
+            keeper.end(self.keeper_pid)
         if self.run:
             self.run.evidence.wait_status = wait_status
             self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, peak_rss_bytes)

@@ -1,6 +1,13 @@
-"""Start a worker's process by any start method of multiprocess, and reap it."""
+"""Start a worker's process by any start method, and reap it.
+
+By `multiprocess` where a call with closures must be pickled, by the standard library's
+`multiprocessing`, of which it is a fork with the same names, elsewhere: a job is a name that
+needs no dill, and a supervisor that never imports it holds 4 MB less.
+"""
 
 import fcntl
+import importlib
+import multiprocessing
 import os
 import signal
 import socket
@@ -8,9 +15,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
-
-import multiprocess
-from multiprocess import reduction
 
 from supervisor import inside, messages
 from supervisor.plan import JobPlan
@@ -22,19 +26,21 @@ KILL_PATIENCE_S = 1.0  # a killed process in uninterruptible sleep stays: say so
 class Descriptor:
     """A descriptor that crosses to the child, however the child is started."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, library: str) -> None:
         self.fd = fd
+        self.library = library
 
-    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any]]:
-        return _arrived, (reduction.DupFd(self.fd),)
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, str]]:
+        sent = importlib.import_module(f"{self.library}.reduction").DupFd(self.fd)
+        return _arrived, (sent, self.library)
 
 
-def _arrived(sent: Any) -> Descriptor:
-    return Descriptor(sent.detach())
+def _arrived(sent: Any, library: str) -> Descriptor:
+    return Descriptor(sent.detach(), library)
 
 
 def _main(
-    channel: socket.socket, output: Descriptor, words: Descriptor, result: Descriptor | None, spec: inside.Spec
+    channel: socket.socket, spec: inside.Spec, output: Descriptor, words: Descriptor, result: Descriptor | None = None
 ) -> None:
     inside.main(channel, output.fd, words.fd, result.fd if result else -1, spec)
 
@@ -62,7 +68,7 @@ class Child:
             self.process.join(KILL_PATIENCE_S)
             code = self.process.exitcode
             return (None if code is None else code << 8 if code >= 0 else -code), 0
-        # multiprocess must not wait for it again: it would take the error for "alive" for ever.
+        # multiprocessing must not wait for it again: it would take the error for "alive" for ever.
         self.process._popen.returncode = os.waitstatus_to_exitcode(wait_status)  # noqa: SLF001
         self.process.join(0)
         self.process.close()
@@ -78,11 +84,9 @@ def start(job: JobPlan, state_dir: str, work: inside.Work | None = None, result_
     # The offset is shared with the child: without this, what comes after a truncation leaves a hole.
     fcntl.fcntl(words_fd, fcntl.F_SETFL, os.O_APPEND)
     spec = inside.Spec(job, state_dir, os.getpid(), work)
-    context = multiprocess.get_context(job.start_method)
-    result = Descriptor(result_fd) if work else None
-    process = context.Process(
-        target=_main, args=(theirs, Descriptor(output_theirs), Descriptor(words_fd), result, spec)
-    )
+    library = multiprocessing if work is None else importlib.import_module("multiprocess")
+    given = [Descriptor(fd, library.__name__) for fd in (output_theirs, words_fd, result_fd)[: 2 + bool(work)]]
+    process = library.get_context(job.start_method).Process(target=_main, args=(theirs, spec, *given))
     # A signal between the fork and the child's own handlers would run ours, in the child. What is
     # exec'd has none of our handlers, and a fork server must not inherit the mask.
     forked = job.start_method == "fork"
@@ -103,10 +107,10 @@ def start(job: JobPlan, state_dir: str, work: inside.Work | None = None, result_
 
 
 def helper_pids() -> set[int]:
-    """Return the processes that multiprocess keeps for spawn and forkserver; none for fork."""
+    """Return the processes that multiprocessing keeps for spawn and forkserver; none for fork."""
     keepers = (
-        ("multiprocess.resource_tracker", "_resource_tracker", "_pid"),
-        ("multiprocess.forkserver", "_forkserver", "_forkserver_pid"),
+        ("multiprocessing.resource_tracker", "_resource_tracker", "_pid"),
+        ("multiprocessing.forkserver", "_forkserver", "_forkserver_pid"),
     )
     found = {
         getattr(getattr(sys.modules[module], keeper), pid) for module, keeper, pid in keepers if module in sys.modules

@@ -67,13 +67,21 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
-def tree_rss_bytes(pid: int) -> int:
-    """Return the sum of resident bytes of a process and all its descendants.
+def oom_score(pid: int) -> int:
+    """Return what the kernel's OOM killer adds to the score of a process; 0 when it has ended."""
+    try:
+        return int(_read(f"/proc/{pid}/oom_score_adj"))
+    except (FileNotFoundError, ProcessLookupError):
+        return 0
+
+
+def tree_rss_bytes(pid: int, below: list[int] | None = None) -> int:
+    """Return the sum of resident bytes of a process and all its descendants (`below`, where known).
 
     Pages that a fork shares are counted once a process: the sum is an upper bound, and the
     ceiling errs on the side of ending too early.
     """
-    return rss_bytes(pid) + sum(map(rss_bytes, descendants(pid)))
+    return rss_bytes(pid) + sum(map(rss_bytes, descendants(pid) if below is None else below))
 
 
 def data_bytes() -> int:

@@ -13,31 +13,31 @@ class SyncError(Exception):
     smaller = False
 
 
-class SettingsError(SyncError):
-    """A setting is missing or malformed."""
+def _kind(name: str, meaning: str, base: type[SyncError] = SyncError, **traits: bool) -> type[SyncError]:
+    """Return a class of errors; its name is the stable code that reports show."""
+    return type(name, (base,), {"__doc__": meaning, "__module__": __name__, **traits})
 
 
-class ServerUnreachable(SyncError):
-    """No connection, or it broke."""
-
-    transient = True
-
-
-class TlsFailed(SyncError):
-    """The server's certificate is not good."""
-
-
-class ServerTooSlow(SyncError):
-    """No answer, or too little of it, within the time."""
-
-    transient = True
-    smaller = True
-
-
-class ServerFailed(SyncError):
-    """A status of 500 and above, or the server's own word that it can't."""
-
-    transient = True
+SettingsError = _kind("SettingsError", "A setting is missing or malformed.")
+ServerUnreachable = _kind("ServerUnreachable", "No connection, or it broke.", transient=True)
+TlsFailed = _kind("TlsFailed", "The server's certificate is not good.")
+ServerTooSlow = _kind("ServerTooSlow", "No answer, or too little of it, in time.", transient=True, smaller=True)
+ServerFailed = _kind("ServerFailed", "A status of 500 and above, or the server's word that it can't.", transient=True)
+TokenRefused = _kind("TokenRefused", "The token is wrong, or may not do this.")
+RightMissing = _kind(
+    "RightMissing", "REDCap says that the token's user lacks the right for this one thing.", TokenRefused
+)
+RequestRefused = _kind("RequestRefused", "The server does not accept the request.")
+NotRedcap = _kind("NotRedcap", "A web page, or something else that no REDCap API sends.", transient=True)
+RedirectRefused = _kind("RedirectRefused", "The server sends us elsewhere.")
+AnswerCutOff = _kind("AnswerCutOff", "The answer ended before its end.", transient=True, smaller=True)
+AnswerMalformed = _kind("AnswerMalformed", "The answer is not what was asked for.")
+OutOfServerMemory = _kind("OutOfServerMemory", "REDCap ran out of memory for the request.", smaller=True)
+IdsHashed = _kind("IdsHashed", "The token's rights hide the record ids.")
+RecordsUnconfirmed = _kind("RecordsUnconfirmed", "Records can't be told from lost ones.")
+SinkFailed = _kind("SinkFailed", "The database does not take what it should.")
+SinkBusy = _kind("SinkBusy", "Another sync works on the same project in the same database.")
+UnexpectedError = _kind("UnexpectedError", "A defect: the place is named, the values are not.")
 
 
 class TooManyRequests(SyncError):
@@ -48,65 +48,6 @@ class TooManyRequests(SyncError):
     def __init__(self, text: str, retry_after_s: float | None) -> None:
         super().__init__(text)
         self.retry_after_s = retry_after_s
-
-
-class TokenRefused(SyncError):
-    """The token is wrong, or may not do this."""
-
-
-class RightMissing(TokenRefused):
-    """REDCap itself says that the token's user has not the right for this one thing."""
-
-
-class RequestRefused(SyncError):
-    """The server does not accept the request."""
-
-
-class NotRedcap(SyncError):
-    """A web page, or something else that no REDCap API sends."""
-
-    transient = True
-
-
-class RedirectRefused(SyncError):
-    """The server sends us elsewhere."""
-
-
-class AnswerCutOff(SyncError):
-    """The answer ended before its end."""
-
-    transient = True
-    smaller = True
-
-
-class AnswerMalformed(SyncError):
-    """The answer is not what was asked for."""
-
-
-class OutOfServerMemory(SyncError):
-    """REDCap ran out of memory for the request."""
-
-    smaller = True
-
-
-class IdsHashed(SyncError):
-    """The token's rights hide the record ids."""
-
-
-class RecordsUnconfirmed(SyncError):
-    """Records can't be told from lost ones."""
-
-
-class SinkFailed(SyncError):
-    """The database does not take what it should."""
-
-
-class SinkBusy(SyncError):
-    """Another sync works on the same project in the same database."""
-
-
-class UnexpectedError(SyncError):
-    """A defect: the place is named, the values are not."""
 
 
 # What REDCap is known to say, and says without a record's values.

@@ -9,6 +9,8 @@ import threading
 import time
 from pathlib import Path
 
+import psutil
+
 
 def ok():
     return {"things": 3}
@@ -268,3 +270,15 @@ def grows_and_stops_itself():
     held = b"x" * 200_000_000
     os.kill(os.getpid(), signal.SIGSTOP)
     return {"held": len(held)}
+
+
+def has_children_and_hangs(cycle):
+    """Have a child, a child of that, and a daemon that left the session; then hang."""
+    leaves_daemon(cycle)
+    code = "import subprocess, time; subprocess.Popen(['sleep', '61']); time.sleep(61)"
+    child = subprocess.Popen([sys.executable, "-c", code])
+    while not psutil.Process(child.pid).children():
+        time.sleep(0.01)
+    pids = [child.pid, psutil.Process(child.pid).children()[0].pid, int(Path(cycle.state_dir, "daemon").read_text())]
+    Path(cycle.state_dir, "pids").write_text(" ".join(map(str, pids)))
+    hangs(cycle)

@@ -174,14 +174,39 @@ def test_a_stopped_worker_is_ended_too(cli, service):
     assert done.report["outcome"] == "stopped"
 
 
-def test_a_killed_supervisor_takes_its_worker_along(cli, service):
-    process = service("hangs")
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_a_killed_supervisor_takes_its_worker_along(cli, service, start_method):
+    process = service("hangs", SUPERVISOR_START_METHOD=start_method)
     working(cli)
-    worker = worker_of(process)
+    everything = psutil.Process(process.pid).children(recursive=True)
+    assert everything
     process.kill()
     process.wait()
-    _, alive = psutil.wait_procs([worker], timeout=5)
+    _, alive = psutil.wait_procs(everything, timeout=5)
     assert not alive
+
+
+@pytest.mark.parametrize("start_method", ["fork", "spawn", "forkserver"])
+def test_a_killed_supervisor_takes_all_that_its_worker_started_along(cli, service, start_method):
+    process = service("has_children_and_hangs", SUPERVISOR_START_METHOD=start_method)
+    working(cli)
+    left = [psutil.Process(int(pid)) for pid in (cli.state_dir / "pids").read_text().split()]
+    everything = [*psutil.Process(process.pid).children(recursive=True), *left]
+    assert len(left) == 3
+    assert any("keeper" in " ".join(one.cmdline()) for one in everything)
+    process.kill()
+    process.wait()
+    _, alive = psutil.wait_procs(everything, timeout=5)
+    assert not alive
+
+
+def test_a_job_without_children_has_no_keeper(cli, service):
+    process = service("hangs")
+    working(cli)
+    process.send_signal(signal.SIGUSR2)  # it looks around
+    assert len(psutil.Process(process.pid).children(recursive=True)) == 1
+    process.terminate()
+    cli.finish(process)
 
 
 def test_the_parent_has_one_thread_and_imports_little(cli, service):
