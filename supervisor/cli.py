@@ -87,12 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         prog="redcap-sync", description="Sync REDCap into a database, each cycle in a fresh process."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    helps = {
-        "run": "the service, in the foreground, until SIGTERM or SIGINT",
-        "once": "one supervised cycle of every job",
-    }
-    for name, text in helps.items():
-        commands.add_parser(name, help=text, description=text)
+    for text in (
+        "run: the service, in the foreground, until SIGTERM or SIGINT",
+        "once: one supervised cycle of every job",
+    ):
+        commands.add_parser(text.partition(": ")[0], help=text.partition(": ")[2])
     once: argparse.ArgumentParser = commands.choices["once"]
     once.add_argument("--full", action="store_true", help="ask the job for a full cycle")
     # Behind the command too; where it is not given there, what was given before counts.

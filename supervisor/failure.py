@@ -28,7 +28,7 @@ def mask(text: str) -> str:
     return _HEX_SECRET.sub(MASK, _URL_PASSWORD.sub(rf"\1:{MASK}@", text))
 
 
-def describe(error: BaseException) -> dict[str, str]:
+def describe(error: BaseException, remark: str = "") -> dict[str, str]:
     """Return `type`, `message` and `traceback` of an exception, ready for the report."""
     try:
         message = str(error)
@@ -37,7 +37,7 @@ def describe(error: BaseException) -> dict[str, str]:
     message = mask(message)
     if len(message) > MESSAGE_MAX_CHARACTERS:
         message = message[:MESSAGE_MAX_CHARACTERS] + " (cut)"
-    return {"type": type(error).__qualname__, "message": message, "traceback": _frames_of(error)}
+    return {"type": type(error).__qualname__, "message": message + remark, "traceback": _frames_of(error)}
 
 
 def _frames_of(error: BaseException) -> str:

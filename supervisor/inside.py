@@ -54,12 +54,8 @@ class Spec:
 _EMPTY_RESULT = {"kind": "result", "ok": True, "saw_stopping": False, "peak_rss_bytes": 1 << 53}
 
 
-class SummaryError(Exception):
-    """The job returned something that is no summary."""
-
-
 class JobError(Exception):
-    """The job can't be found, or can't be called."""
+    """The job can't be found or called, or returned something that is no summary."""
 
 
 def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, spec: Spec) -> NoReturn:
@@ -165,10 +161,9 @@ def _close_all_but(keep: set[int]) -> None:
 def _prefer_as_oom_victim() -> None:
     # Raising one's own score needs no privilege (proc(5)); a kernel that kills must not
     # choose the supervisor.
-    score = os.open("/proc/self/oom_score_adj", os.O_RDWR)
-    current = int(os.read(score, 16))
-    os.pwrite(score, b"%d" % min(1000, current + 500), 0)
-    os.close(score)
+    score = min(1000, tree.oom_score(os.getpid()) + 500)
+    with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+        file.write(str(score))
 
 
 def _limit_memory(ceiling_bytes: int) -> None:
@@ -202,12 +197,23 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
             summary = _find(spec.job.target)(**message["arguments"])
         result |= {"ok": True, "summary": _checked(summary)}
     except BaseException as error:
-        result |= {"ok": False, "error": failure.describe(error)}
-    result |= {
-        "saw_stopping": cycle.saw_stopping,
-        "peak_rss_bytes": tree.own_peak_rss_bytes(forked=spec.job.start_method == "fork"),
-    }
+        result |= {"ok": False, "error": failure.describe(error, _backstop(error))}
+    result |= {"saw_stopping": cycle.saw_stopping, "peak_rss_bytes": tree.own_peak_rss_bytes()}
     return result
+
+
+def _backstop(error: BaseException) -> str:
+    """Return the figures of RLIMIT_DATA where it may be what refused memory or a thread's stack.
+
+    What the job held is still there, as its frames are: a runaway's figure is near the limit.
+    """
+    if not isinstance(error, MemoryError) and "can't start new thread" not in str(error):
+        return ""
+    limit_bytes, _ = resource.getrlimit(resource.RLIMIT_DATA)
+    return (
+        f" (the process held {tree.data_bytes():,} bytes of data, touched or not; the kernel refuses more than "
+        f"{limit_bytes:,}, the backstop above SUPERVISOR_RSS_CEILING (isolate: rss_ceiling): raise that, or need less)"
+    )
 
 
 def _keep_result(work: Work, result_fd: int) -> None:
@@ -258,11 +264,11 @@ def _checked(summary: object) -> dict[str, Any]:
     if summary is None:
         return {}
     if not isinstance(summary, dict):
-        raise SummaryError(f"the job returned a {type(summary).__name__}; a summary is a dict or None")
+        raise JobError(f"the job returned a {type(summary).__name__}; a summary is a dict or None")
     try:
         messages.encode({**_EMPTY_RESULT, "summary": summary})
     except messages.ProtocolError as problem:
-        raise SummaryError(f"the job's summary can't be sent: {problem}; return a smaller one") from None
+        raise JobError(f"the job's summary can't be sent: {problem}; return a smaller one") from None
     return summary
 
 

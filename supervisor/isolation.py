@@ -12,16 +12,16 @@ import dill
 from supervisor import report, tree
 from supervisor.clock import Clock
 from supervisor.inside import Work
-from supervisor.life import State
 from supervisor.plan import JobPlan
 from supervisor.process import Worker
-from supervisor.run import Run, begin
-from supervisor.wait import wait
+from supervisor.run import begin
+from supervisor.wait import to_its_end
 
 T = TypeVar("T")
 P = ParamSpec("P")
 
 FOR_EVER_S = 10 * 365 * 86_400.0
+_BOUNDS = {"rss_ceiling", "timeout", "grace", "start_method"}
 _UNITS = {"": 1, "b": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 2**10, "mi": 2**20, "gi": 2**30}
 
 
@@ -111,7 +111,9 @@ def isolate(
     )
     result_fd = os.memfd_create("result", os.MFD_CLOEXEC)
     try:
-        run = _to_its_end(job, Work(function, arguments, keywords), result_fd, clock)
+        work = Work(function, arguments, keywords)
+        worker = Worker(job, "", clock, on_output=lambda chunk: None, work=work, result_fd=result_fd)
+        run = to_its_end(worker, begin(job, clock, number=1), clock)
         made = report.build(run, job)
         if made["outcome"] != "ok":
             raise _ERRORS.get(made["outcome"], IsolationError)(made)
@@ -122,44 +124,26 @@ def isolate(
         os.close(result_fd)
 
 
-def isolated(
-    *,
-    rss_ceiling: int | str = "512MB",
-    timeout: float | None = None,
-    grace: float = 5.0,
-    start_method: str | None = None,
-) -> Callable[[Callable[P, T]], Callable[P, T]]:
-    """Make a function run in a process of its own at every call, as `isolate` does.
+def isolated(**bounds: Any) -> Callable[[Callable[P, T]], Callable[P, T]]:
+    """Make a function run in a process of its own at every call, as `isolate` does with these `bounds`.
 
-    The decorated function returns its plain result; what it raises carries the report.
+    `rss_ceiling`, `timeout`, `grace` and `start_method` are those of `isolate`. The decorated
+    function returns its plain result; what it raises carries the report.
     """
+    if unknown := bounds.keys() - _BOUNDS:
+        raise TypeError(f"isolated() takes {', '.join(sorted(_BOUNDS))}; not {', '.join(sorted(unknown))}")
 
     def decorate(function: Callable[P, T]) -> Callable[P, T]:
         @functools.wraps(function)
         def call(*arguments: P.args, **keywords: P.kwargs) -> T:
             bound = functools.partial(function, *arguments, **keywords)
             functools.update_wrapper(bound, function)
-            done = isolate(bound, rss_ceiling=rss_ceiling, timeout=timeout, grace=grace, start_method=start_method)
-            result: T = done.result
+            result: T = isolate(bound, **bounds).result
             return result
 
         return call
 
     return decorate
-
-
-def _to_its_end(job: JobPlan, work: Work, result_fd: int, clock: Clock) -> Run:
-    worker = Worker(job, "", clock, on_output=lambda chunk: None, work=work, result_fd=result_fd)
-    try:
-        worker.assign(begin(job, clock, number=1))
-        while worker.state is not State.GONE:
-            wait([worker], [], worker.deadline_s() - clock.now_s())
-    except BaseException:  # Ctrl-C: the call must not live on without its caller
-        while worker.state is not State.GONE:
-            worker.hurry()
-            wait([worker], [], min(0.1, worker.deadline_s() - clock.now_s()))
-        raise
-    return worker.ended[0]
 
 
 def _start_method(ceiling_bytes: int) -> str:

@@ -8,7 +8,6 @@ Where the program is no subreaper (`isolate`) it also ends what a crashed worker
 
 import logging
 import os
-import select
 import signal
 import sys
 
@@ -41,7 +40,7 @@ def end(pid: int) -> None:
     """Wait until the keeper of a worker that is gone has done its work."""
     try:
         fd = os.pidfd_open(pid)
-        if not _first_of([fd], END_PATIENCE_S):
+        if not tree.ends_within([fd], END_PATIENCE_S):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         os.close(fd)
         os.waitpid(pid, 0)
@@ -63,13 +62,13 @@ def main() -> None:
         for pid in tree.descendants(worker_pid):
             if pid not in known:
                 known[pid] = _open(pid)
-        for pid in [pid for pid, fd in known.items() if fd < 0 or _first_of([fd], 0)]:
+        for pid in [pid for pid, fd in known.items() if fd < 0 or tree.ends_within([fd], 0)]:
             if (fd := known.pop(pid)) >= 0:
                 os.close(fd)
-        over = _first_of(ends, LOOK_S)
+        over = tree.ends_within(ends, LOOK_S)
     known[worker_pid] = ends[-1]  # it is ending by itself, unless it has no parent that could end
     for pid, fd in known.items():
-        if not _first_of([fd], 0):  # it lives, so its number is still its own
+        if not tree.ends_within([fd], 0):  # it lives, so its number is still its own
             tree.kill_tree(pid)
 
 
@@ -78,11 +77,3 @@ def _open(pid: int) -> int:
         return os.pidfd_open(pid)
     except ProcessLookupError:
         return -1
-
-
-def _first_of(pidfds: list[int], timeout_s: float) -> bool:
-    """Return whether one of these processes ends within that time."""
-    poller = select.poll()
-    for fd in pidfds:
-        poller.register(fd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1000))

@@ -74,10 +74,6 @@ _TABLE: dict[Event, tuple[Action, Action, Action, Action, Action, Action]] = {
     E.RETIRE: (A.LET_GO, A.REFUSE, A.IGNORE, A.IGNORE, A.IGNORE, A.IGNORE),
 }
 
-_missing = [event.name for event in Event if event not in _TABLE]
-if _missing:
-    raise ImportError(f"the table of a worker's life has no row for {', '.join(_missing)}")
-
 _LEADS_TO = {
     Action.SEND_CYCLE: State.RUNNING,
     Action.LET_GO: State.LEAVING,

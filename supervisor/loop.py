@@ -160,13 +160,8 @@ class Supervisor:
             post.worker = post.worker or self._new_worker(post)
         except OSError as error:
             post.schedule.end(now_s, ok=False, chance=self._chance())
-            log.say(
-                "no_worker",
-                logging.ERROR,
-                f"{job.name}: no process could be started ({error}); it is tried again",
-                job=job.name,
-                error=str(error),
-            )
+            text = f"{job.name}: no process could be started ({error}); it is tried again"
+            log.say("no_worker", logging.ERROR, text, job=job.name, error=str(error))
             post.all_ok = False
             post.cycles += self._once
             return
@@ -294,14 +289,9 @@ class Supervisor:
         self._on_report(report.build(run, job, next_at=next_at, **bounds))
         if post.schedule.broken and not self._once and not self._stop_asked:
             self._broken = True
-            log.say(
-                "breaker",
-                logging.CRITICAL,
-                f"{post.job.name}: {post.schedule.failures} cycles failed in a row "
-                "(SUPERVISOR_MAX_FAILURES): giving up",
-                job=post.job.name,
-                failures=post.schedule.failures,
-            )
+            failures = post.schedule.failures
+            text = f"{post.job.name}: {failures} cycles failed in a row (SUPERVISOR_MAX_FAILURES): giving up"
+            log.say("breaker", logging.CRITICAL, text, job=post.job.name, failures=failures)
             self._stop("breaker")
 
     def _exit_code(self) -> int:

@@ -2,7 +2,6 @@
 
 import logging
 import os
-import select
 import signal
 
 from supervisor import libc, log, tree
@@ -46,9 +45,7 @@ class Orphans:
         pidfd = os.pidfd_open(pid)
         try:
             signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-            poller = select.poll()
-            poller.register(pidfd, select.POLLIN)
-            if not poller.poll(PATIENCE_S * 1000):
+            if not tree.ends_within([pidfd], PATIENCE_S):
                 # In uninterruptible sleep: it ends when its disk answers. From here on a stranger.
                 self._strangers.add(pid)
                 log.say("unkillable", logging.ERROR, f"process {pid} does not end on SIGKILL", pid=pid)

@@ -5,7 +5,7 @@ connected: a daemon that forked twice and left the session is still found below 
 """
 
 import os
-import resource
+import select
 import signal
 from collections.abc import Iterable
 
@@ -89,14 +89,8 @@ def data_bytes() -> int:
     return int(_read("/proc/self/statm").split()[5]) * _PAGE_BYTES
 
 
-def own_peak_rss_bytes(*, forked: bool) -> int:
-    """Return the largest RSS that this process ever had.
-
-    For what was exec'd, getrusage would count the parent's peak in (measured: for ever, after
-    vfork); VmHWM does not, but its file costs 150 us to read.
-    """
-    if forked:
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def own_peak_rss_bytes() -> int:
+    """Return the largest RSS that this process ever had: VmHWM, as getrusage counts a parent's peak in."""
     for line in _read("/proc/self/status").splitlines():
         if line.startswith(b"VmHWM:"):
             return int(line.split()[1]) * 1024
@@ -106,6 +100,14 @@ def own_peak_rss_bytes(*, forked: bool) -> int:
 def random_uuid() -> str:
     """Return a random UUID of the kernel's: `import uuid` brings `platform` along, half a megabyte."""
     return _read("/proc/sys/kernel/random/uuid").decode().strip()
+
+
+def ends_within(pidfds: Iterable[int], timeout_s: float) -> bool:
+    """Return whether one of these processes has ended, or does within that time."""
+    poller = select.poll()
+    for fd in pidfds:
+        poller.register(fd, select.POLLIN)
+    return bool(poller.poll(timeout_s * 1000))
 
 
 def kill_tree(pid: int) -> None:

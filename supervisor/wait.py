@@ -36,9 +36,20 @@ def call(job: JobPlan, arguments: dict[str, Any], clock: Clock) -> Run:
     What it prints goes to standard error. Raises OSError when no process can be started.
     """
     worker = Worker(job, "", clock, on_output=_to_stderr)
-    worker.assign(begin(job, clock, arguments=arguments))
-    while worker.state is not State.GONE:
-        wait([worker], [], worker.deadline_s() - clock.now_s())
+    return to_its_end(worker, begin(job, clock, arguments=arguments), clock)
+
+
+def to_its_end(worker: Worker, run: Run, clock: Clock) -> Run:
+    """Give a worker its only cycle and wait until it is gone."""
+    try:
+        worker.assign(run)
+        while worker.state is not State.GONE:
+            wait([worker], [], worker.deadline_s() - clock.now_s())
+    except BaseException:  # Ctrl-C: the call must not live on without its caller
+        while worker.state is not State.GONE:
+            worker.hurry()
+            wait([worker], [], min(0.1, worker.deadline_s() - clock.now_s()))
+        raise
     return worker.ended[0]
 
 

@@ -25,16 +25,9 @@ class Cycle(Protocol):
     id: str
     state_dir: str
     full: bool
-
-    @property
-    def stopping(self) -> bool:
-        """Whether a drain was asked for."""
-
-    def progress(self, done: int, total: int | None = None, unit: str = "") -> None:
-        """Say how far it is."""
-
-    def remaining_s(self) -> float:
-        """Return the seconds left."""
+    stopping: bool  # a drain was asked for
+    progress: Callable[[int, int | None, str], None]  # how far it is: done, total, unit
+    remaining_s: Callable[[], float]
 
 
 def sync(cycle: Cycle) -> dict[str, Any]:
@@ -65,12 +58,7 @@ def sync(cycle: Cycle) -> dict[str, Any]:
         ).with_traceback(error.__traceback__) from None
 
 
-def settings_faults() -> Sequence[Mapping[str, str]]:
-    """Return what is wrong with REDCAP_* and SYNC_* (the supervisor asks at its start)."""
-    return settings.faults()
-
-
-sync.settings_faults = settings_faults  # type: ignore[attr-defined]
+sync.settings_faults = settings.faults  # type: ignore[attr-defined] # the supervisor asks at its start
 
 
 @dataclass(slots=True)
@@ -303,7 +291,8 @@ class Sync:
 
     def _confirm_gone(self, ids: Sequence[str]) -> list[str]:
         """Return `ids` when a request for them alone, and only their id, brings none of them."""
-        for some in records.batches(ids, records.RECORDS_MAX_PER_REQUEST):
+        for start in range(0, len(ids), records.RECORDS_MAX_PER_REQUEST):  # so never with an empty list
+            some = ids[start : start + records.RECORDS_MAX_PER_REQUEST]
             scope = {name: value for name, value in self._scope().items() if name != "forms"}
             parameters = {**scope, "fields": self.structure.id_field, "records": some}
             present = self.client.read("record", parameters, lambda rows: sum(1 for _ in rows))

@@ -19,8 +19,6 @@ class Structure:
     project_id: int
     id_field: str
     columns: int  # of one exported row, about: checkboxes count once a choice
-    longitudinal: bool
-    repeating: bool
     id_is_identifier: bool  # then de-identified rights hash it
     identifiers: frozenset[str]  # fields that the dictionary marks, but for the id field
     hash: str
@@ -44,14 +42,11 @@ def read(client: Client, wanted: Mapping[str, object]) -> Structure:
     events = client.table("event") if longitudinal else []
     mapping = client.table("formEventMapping") if longitudinal else []
     # Servers before 8.0 do not tell; then nothing repeats.
-    repeating = _flag(info, "has_repeating_instruments_or_events")
-    repeats = client.table("repeatingFormsEvents") if repeating else []
+    repeats = client.table("repeatingFormsEvents") if _flag(info, "has_repeating_instruments_or_events") else []
     return Structure(
         project_id=project_id,
         id_field=metadata[0]["field_name"],
         columns=sum(_columns(row) for row in metadata),
-        longitudinal=longitudinal,
-        repeating=repeating,
         id_is_identifier=metadata[0].get("identifier") == "y",
         identifiers=frozenset(row["field_name"] for row in metadata[1:] if row.get("identifier") == "y"),
         hash=_hash([metadata, events, mapping, repeats, info.get("missing_data_codes", ""), wanted]),

@@ -6,7 +6,7 @@ Pure: no network, no database, no clock.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -95,9 +95,3 @@ def batch_size(setting: int | str, columns: int) -> int:
     if isinstance(setting, int):
         return min(setting, RECORDS_MAX_PER_REQUEST)
     return max(1, min(BATCH_MAX_AUTO, CELLS_PER_BATCH // max(1, columns)))
-
-
-def batches(ids: Sequence[str], size: int) -> Iterator[Sequence[str]]:
-    """Yield `ids` in batches. Never an empty one: the server takes that for all records."""
-    for start in range(0, len(ids), size):
-        yield ids[start : start + size]

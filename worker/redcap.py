@@ -11,25 +11,10 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import requests
-from urllib3.exceptions import HTTPError, IncompleteRead, ProtocolError, ReadTimeoutError
+from urllib3 import Retry
+from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, ProtocolError, ReadTimeoutError
 
-from worker import stream
-from worker.errors import (
-    AnswerCutOff,
-    AnswerMalformed,
-    OutOfServerMemory,
-    RedirectRefused,
-    RequestRefused,
-    RightMissing,
-    ServerFailed,
-    ServerTooSlow,
-    ServerUnreachable,
-    SyncError,
-    TlsFailed,
-    TokenRefused,
-    TooManyRequests,
-    server_text,
-)
+from worker import errors, stream
 from worker.settings import RedcapSettings
 
 T = TypeVar("T")
@@ -40,7 +25,6 @@ BODY_MIN_BYTES_PER_S = 10_000  # slower than that, for longer than the read time
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_MAX_S = 60.0
 RATE_WINDOW_S = 60.0
-TEXT_MAX_BYTES = 65_536
 
 
 @dataclass(slots=True)
@@ -122,7 +106,7 @@ class Client:
             started_s = time.monotonic()
             try:
                 return self._once(form, read)
-            except SyncError as error:
+            except errors.SyncError as error:
                 if divisible and error.smaller:
                     raise
                 if not error.transient or tries >= self.settings.retries:
@@ -136,8 +120,8 @@ class Client:
             finally:
                 self.counters.fetch_s += time.monotonic() - started_s
 
-    def _wait_s(self, error: SyncError, tries: int) -> float:
-        if isinstance(error, TooManyRequests) and error.retry_after_s is not None:
+    def _wait_s(self, error: errors.SyncError, tries: int) -> float:
+        if isinstance(error, errors.TooManyRequests) and error.retry_after_s is not None:
             return error.retry_after_s
         return float(min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2**tries) * (0.5 + 0.5 * self.chance()))
 
@@ -153,28 +137,28 @@ class Client:
                 self._check_status(response)
                 return read(response)
         except requests.exceptions.SSLError as error:
-            raise TlsFailed(
+            raise errors.TlsFailed(
                 f"the certificate of the server is not accepted ({_reason(error)}): if your institution signs "
                 "its own, name its bundle in REDCAP_CA_BUNDLE"
             ) from None
         except (requests.exceptions.ReadTimeout, ReadTimeoutError):
-            raise ServerTooSlow(
+            raise errors.ServerTooSlow(
                 f"the server sent nothing for {read_s:g} s: make REDCAP_BATCH_SIZE smaller, or the second part "
                 "of REDCAP_TIMEOUT longer"
             ) from None
         except requests.exceptions.ConnectTimeout:
-            raise ServerUnreachable(
+            raise errors.ServerUnreachable(
                 f"no connection to the server within {connect_s:g} s: check REDCAP_API_URL and the firewall"
             ) from None
         except (ProtocolError, IncompleteRead, requests.exceptions.ChunkedEncodingError):
-            raise AnswerCutOff("the connection broke in the middle of the server's answer") from None
+            raise errors.AnswerCutOff("the connection broke in the middle of the server's answer") from None
         except (requests.exceptions.ConnectionError, OSError) as error:
-            raise ServerUnreachable(
+            raise errors.ServerUnreachable(
                 f"no connection to the server ({_reason(error)}): check REDCAP_API_URL, the name service and "
                 "the network"
             ) from None
         except (HTTPError, requests.exceptions.RequestException) as error:
-            raise AnswerMalformed(f"the server's answer breaks HTTP ({type(error).__name__})") from None
+            raise errors.AnswerMalformed(f"the server's answer breaks HTTP ({type(error).__name__})") from None
 
     def _keep_rate(self) -> None:
         """Wait until one more request keeps below REDCAP_MAX_RATE in any minute."""
@@ -198,37 +182,41 @@ class Client:
         if status == 200:
             return
         if 300 <= status < 400:
-            raise RedirectRefused(
+            raise errors.RedirectRefused(
                 f"the server redirects the API (status {status}): the token is not sent elsewhere. "
                 "If REDCap has moved, set REDCAP_API_URL to its new address"
             )
         if status == 429:
-            raise TooManyRequests(
+            raise errors.TooManyRequests(
                 "the server answered 429, too many requests: make REDCAP_MAX_RATE smaller",
                 _retry_after_s(response.headers.get("Retry-After")),
             )
         text = self._error_text(response)
         if status in (502, 503, 504, 500, 408):
             problem = _refusal(text) if text else None
-            if isinstance(problem, OutOfServerMemory):
+            if isinstance(problem, errors.OutOfServerMemory):
                 raise problem
             if status == 504:
-                raise ServerTooSlow("the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller")
-            raise ServerFailed(f"the server failed with status {status}: it is down, overloaded or in maintenance")
+                raise errors.ServerTooSlow(
+                    "the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller"
+                )
+            raise errors.ServerFailed(
+                f"the server failed with status {status}: it is down, overloaded or in maintenance"
+            )
         if status == 403 and text and "permissions to use the API" not in text:
-            raise RightMissing(f"the token's user has not the right for this: {server_text(text)}")
+            raise errors.RightMissing(f"the token's user has not the right for this: {errors.server_text(text)}")
         if status in (401, 403):
-            raise TokenRefused(
+            raise errors.TokenRefused(
                 f"the server refuses the token or the request (status {status}"
-                + (f", {server_text(text)!r}" if text else "")
+                + (f", {errors.server_text(text)!r}" if text else "")
                 + "): check REDCAP_API_TOKEN, that it was not revoked, and that its user has the API Export right; "
                 "a page instead of an error text means that a firewall or a ban stands before REDCap"
             )
         if status == 404:
-            raise RequestRefused("the server has no API at this address (status 404): check REDCAP_API_URL")
+            raise errors.RequestRefused("the server has no API at this address (status 404): check REDCAP_API_URL")
         if text:
             raise _refusal(text)
-        raise RequestRefused(f"the server refuses the request (status {status}) and does not say why")
+        raise errors.RequestRefused(f"the server refuses the request (status {status}) and does not say why")
 
     def _error_text(self, response: requests.Response) -> str:
         """Return the text of the server's JSON error; empty when the body is something else."""
@@ -240,7 +228,7 @@ class Client:
                 break
         except _SaidError as said:
             return str(said)
-        except SyncError:
+        except errors.SyncError:
             pass  # not an error of REDCap's: the status alone tells
         return ""
 
@@ -257,18 +245,18 @@ class Client:
             self.counters.bytes_received += len(piece)
             took_s = time.monotonic() - started_s
             if took_s > read_s + received_bytes / BODY_MIN_BYTES_PER_S:
-                raise ServerTooSlow(
+                raise errors.ServerTooSlow(
                     f"the server sent {received_bytes:,} bytes in {took_s:.0f} s, too slow to wait for: "
                     "make REDCAP_BATCH_SIZE smaller"
                 )
             if self.remaining_s() <= 0:
-                raise ServerTooSlow("the cycle's time limit came in the middle of an answer")
+                raise errors.ServerTooSlow("the cycle's time limit came in the middle of an answer")
             return piece
 
         return read
 
 
-class _SaidError(SyncError):
+class _SaidError(errors.SyncError):
     """Carries the server's own words out of the reader."""
 
 
@@ -289,28 +277,23 @@ def _form(content: str, parameters: Mapping[str, str | Iterable[str]], token: st
     return form
 
 
-def _refusal(text: str) -> SyncError:
+def _refusal(text: str) -> errors.SyncError:
     """Return the error that the server's own words mean."""
     if "ran out of server memory" in text:
-        return OutOfServerMemory("REDCap ran out of memory for the request: make REDCAP_BATCH_SIZE smaller")
+        return errors.OutOfServerMemory("REDCap ran out of memory for the request: make REDCAP_BATCH_SIZE smaller")
     if "permissions to use the API" in text or "privileges" in text:
-        return TokenRefused(
-            f"the server refuses the token or the request ({server_text(text)!r}): check REDCAP_API_TOKEN, "
+        return errors.TokenRefused(
+            f"the server refuses the token or the request ({errors.server_text(text)!r}): check REDCAP_API_TOKEN, "
             "that it was not revoked, and that its user has the API Export right"
         )
-    return RequestRefused(f"the server refuses the request: {server_text(text)!r}")
+    return errors.RequestRefused(f"the server refuses the request: {errors.server_text(text)!r}")
 
 
 def _retry_after_s(text: str | None) -> float | None:
-    if text is None:
-        return None
-    if text.isdecimal():
-        return float(text)
     try:
-        moment = email.utils.parsedate_to_datetime(text)
-    except ValueError:
+        return None if text is None else float(Retry().parse_retry_after(text))
+    except InvalidHeader:
         return None
-    return max(0.0, (moment - datetime.now(UTC)).total_seconds())
 
 
 def _reason(error: BaseException) -> str:

@@ -117,25 +117,22 @@ class RedcapSettings(BaseSettings):
 
 
 def _api_url(text: str, *, allow_http: bool) -> str:
-    def fault(message: str) -> ValueError:
-        return ValueError(message)
-
     try:
         parts = urlsplit(text.strip())
         host, _ = parts.hostname, parts.port
     except ValueError:
-        raise fault("is no URL: it looks like https://redcap.example.org/api/") from None
+        raise ValueError("is no URL: it looks like https://redcap.example.org/api/") from None
     if parts.scheme not in ("https", "http") or not host or re.search(r"[\s\x00-\x1f]|[^\x00-\x7f]", text.strip()):
-        raise fault("is no URL: it looks like https://redcap.example.org/api/")
+        raise ValueError("is no URL: it looks like https://redcap.example.org/api/")
     if parts.username or parts.password or parts.query or parts.fragment:
-        raise fault("must hold no user, password, query or fragment: the token has a variable of its own")
+        raise ValueError("must hold no user, password, query or fragment: the token has a variable of its own")
     if parts.scheme == "http" and host not in LOOPBACK and not allow_http:
-        raise fault(
+        raise ValueError(
             "is http, which sends the token and patients' data in the clear: use https, "
             "or set REDCAP_ALLOW_HTTP=1 if you know that nobody listens"
         )
     if not parts.path.rstrip("/").endswith("/api"):
-        raise fault("must end in /api/, as https://redcap.example.org/api/")
+        raise ValueError("must end in /api/, as https://redcap.example.org/api/")
     return text.strip().rstrip("/") + "/"
 
 

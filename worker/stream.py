@@ -36,7 +36,7 @@ def rows(read: Read, on_error: Callable[[str], SyncError]) -> Iterator[Row]:
         raise on_error(_error_text(window))
     if first != "[":
         raise _no_json(window)
-    window.skip(1)
+    window.position += 1
     if window.next_character() != "]":
         while True:
             yield window.take_row()
@@ -47,9 +47,9 @@ def rows(read: Read, on_error: Callable[[str], SyncError]) -> Iterator[Row]:
                 raise AnswerCutOff("the server's answer ended in the middle of its list")
             if following != ",":
                 raise AnswerMalformed("the server's list has something between two rows that is no comma")
-            window.skip(1)
+            window.position += 1
             window.next_character()
-    window.skip(1)
+    window.position += 1
     if window.next_character() != "":
         raise AnswerMalformed(
             "the server's answer goes on behind its list: PHP printed a warning, or a proxy added something; "
@@ -101,10 +101,6 @@ class _Window:
                 return self.text[self.position]
             if not self.more() and self.position >= len(self.text):
                 return ""
-
-    def skip(self, count: int) -> None:
-        """Take characters that were seen."""
-        self.position += count
 
     def take_row(self) -> Row:
         """Return the next object."""

@@ -117,14 +117,6 @@ def test_hashed_ids_stop_the_sync():
         records.refuse_hashed(["a" * 32, "0" * 32], "record_id")
 
 
-@given(st.integers(0, 50), st.integers(1, 10))
-def test_batches_are_never_empty_and_lose_nothing(count, size):
-    ids = [str(number) for number in range(count)]
-    made = list(records.batches(ids, size))
-    assert all(0 < len(batch) <= size for batch in made)
-    assert [one for batch in made for one in batch] == ids
-
-
 @pytest.mark.parametrize(
     ("setting", "columns", "size"), [("auto", 60, 500), ("auto", 3000, 33), ("auto", 10**6, 1), (100, 5, 100)]
 )

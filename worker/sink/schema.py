@@ -41,6 +41,9 @@ checkpoints = Table(
     Column("backfill_structure_hash", String(32)),
 )
 
+_CHANGES = ("records", "rows", "inserted", "updated", "unchanged", "deleted")
+_TRAFFIC = ("batches", "bytes_received", "requests", "retries")
+
 cycles = Table(
     "cycles",
     metadata,
@@ -50,20 +53,6 @@ cycles = Table(
     Column("mode", String(16), nullable=False),
     Column("window_begin", Text),  # the server's local time, as it was asked for
     Column("window_end", Text),
-    *(
-        Column(name, BigInteger, nullable=False)
-        for name in (
-            "records",
-            "rows",
-            "inserted",
-            "updated",
-            "unchanged",
-            "deleted",
-            "batches",
-            "bytes_received",
-            "requests",
-            "retries",
-        )
-    ),
+    *(Column(name, BigInteger, nullable=False) for name in (*_CHANGES, *_TRAFFIC)),
     *(Column(name, Float, nullable=False) for name in ("fetch_s", "process_s", "write_s")),
 )

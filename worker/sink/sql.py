@@ -52,7 +52,7 @@ class SqlSink:
         # hide_parameters: SQLAlchemy's errors would quote the rows otherwise.
         shown = make_url(url).set(username=None, password=None, query={})  # a query may hold a password too
         self._name = shown.render_as_string()
-        self._engine = create_engine(url, hide_parameters=True, json_serializer=_as_it_is)
+        self._engine = create_engine(url, hide_parameters=True, json_serializer=str)
         if self._engine.dialect.name == "sqlite":
             _set_up_sqlite(self._engine)
         self._revisions: dict[int, int] = {}
@@ -139,8 +139,11 @@ class SqlSink:
                 connection.execute(insert(records), inserts)
             if updates:
                 connection.execute(_where_key(update(records)), updates)
-            if ended:
-                _end(connection, ended, at, erase=erase)
+            if ended and erase:
+                connection.execute(_where_key(delete(records)), ended)
+            elif ended:
+                marks = {"deleted_at": at, "changed_at": at}
+                connection.execute(_where_key(update(records)), [one | marks for one in ended])
             if cycle is not None:
                 connection.execute(insert(cycles).values(**_summed(cycle, counts, done)))
         self._revisions[project_id] += 1
@@ -192,22 +195,10 @@ def _values(project_id: int, key: Key, data: str, digest: str, at: datetime) -> 
     }
 
 
-def _end(connection: Connection, bound: list[dict[str, Any]], at: datetime, *, erase: bool) -> None:
-    if not erase:
-        ended = [one | {"deleted_at": at, "changed_at": at} for one in bound]
-        connection.execute(_where_key(update(records)), ended)
-        return
-    connection.execute(_where_key(delete(records)), bound)
-
-
 def _summed(cycle: Mapping[str, Any], counts: Batch | None, done: Batch) -> dict[str, Any]:
     before = counts or Batch()
     names = ("inserted", "updated", "unchanged", "deleted")
     return {**cycle, **{name: getattr(before, name) + getattr(done, name) for name in names}}
-
-
-def _as_it_is(text_of_json: str) -> str:
-    return text_of_json
 
 
 def _utc(value: Any) -> Any:
