@@ -7,9 +7,7 @@ from supervisor.verdict import judge
 from supervisor.wait import call
 
 # Reading the settings imports the job, to ask it for its own: what that needs, not more.
-JOB = JobPlan(
-    name="settings", target="supervisor.settings:load", rss_ceiling_bytes=1_000_000_000, cycle_timeout_s=120.0
-)
+JOB = JobPlan(name="settings", target="supervisor.settings:load", rss_ceiling_bytes=10**9, cycle_timeout_s=120.0)
 
 
 class ConfigError(Exception):

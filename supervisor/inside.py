@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from supervisor import failure, libc, messages, tree
+from supervisor import failure, keeper, libc, messages, tree
 from supervisor.cycle import Cycle
 from supervisor.plan import JobPlan
 from supervisor.signals import HANDLED
@@ -63,7 +63,7 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, 
     try:
         _first_steps(channel, output_fd, words_fd, spec)
         messages.send(channel, {"kind": "started", "pid": os.getpid()})
-        _tell_of_children(channel)
+        _tell_of_children(channel, words_fd)
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":
                 result = _run(message, channel, result_fd, spec)
@@ -111,7 +111,7 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
 
 
-def _tell_of_children(channel: socket.socket) -> None:
+def _tell_of_children(channel: socket.socket, words_fd: int) -> None:
     """Say it to the supervisor before the job first starts a process: it starts a keeper then.
 
     What starts one unseen by Python is found when the supervisor next looks at the memory.
@@ -122,6 +122,7 @@ def _tell_of_children(channel: socket.socket) -> None:
         if event in _STARTS_A_PROCESS and not told:
             told.append(event)
             messages.send(channel, {"kind": "children"})
+            keeper.wait_for(words_fd)
 
     sys.addaudithook(hook)
 
@@ -169,8 +170,8 @@ def _prefer_as_oom_victim() -> None:
 def _limit_memory(ceiling_bytes: int) -> None:
     soft = tree.data_bytes() + ceiling_bytes + ceiling_bytes // 4 + BACKSTOP_MARGIN_BYTES
     _, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    if hard != resource.RLIM_INFINITY:
-        soft = min(soft, hard)
+    soft = soft if hard == resource.RLIM_INFINITY else min(soft, hard)
+    soft -= os.getpid()  # so that no two workers have the same: it marks whatever this one starts
     resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))
 
 
@@ -255,9 +256,8 @@ def _call(job: Callable[..., Any], cycle: Cycle) -> Any:
         takes_one = True
     except TypeError:
         takes_one = False
-    required = [p for p in signature.parameters.values() if p.default is p.empty]
-    takes_any = any(p.name == "cycle" for p in signature.parameters.values())
-    return job(cycle) if takes_one and (required or takes_any) else job()
+    wants_one = any(p.default is p.empty or p.name == "cycle" for p in signature.parameters.values())
+    return job(cycle) if takes_one and wants_one else job()
 
 
 def _checked(summary: object) -> dict[str, Any]:
@@ -287,11 +287,7 @@ def _end_descendants() -> None:
     """End what the job left behind; a worker is the subreaper of all of it."""
     limit_s = time.monotonic() + 5
     while (left := tree.descendants(os.getpid())) and time.monotonic() < limit_s:
-        for pid in left:
-            try:
-                os.kill(pid, signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+        tree.send(left, signal.SIGKILL)
         try:
             os.waitpid(-1, 0)
         except ChildProcessError:

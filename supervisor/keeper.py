@@ -2,32 +2,40 @@
 
 The kernel ends a worker with its supervisor (PDEATHSIG), but not what the worker started: that
 goes to init, and nobody is left to know of it. So a worker that has children is given a keeper:
-a bare interpreter in a session of its own, beside the worker's tree, that remembers who is in it.
-Where the program is no subreaper (`isolate`) it also ends what a crashed worker leaves.
+a bare interpreter in a session of its own, beside the worker's tree. When one of the two ends it
+kills whatever has the worker's mark: a limit of data that no other process has, and that a fork
+and an exec hand on (`inside._limit_memory`). So it also ends what a crashed worker leaves in a
+program that is no subreaper (`isolate`).
 """
 
+import fcntl
 import logging
 import os
 import signal
 import sys
+import time
 
 from supervisor import tree
 
-LOOK_S = 0.05
-END_PATIENCE_S = 1.0
+PATIENCE_S = 1.0  # with its start, and with its end
+LOCK_FD = 3
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from supervisor import keeper; keeper.main()"
 
 
-def start(worker_pid: int) -> int:
-    """Start the keeper of a worker; return its pid, 0 when there can't be another process."""
+def start(worker_pid: int, lock_fd: int) -> int:
+    """Start the keeper of a worker; return its pid, 0 when there can't be another process.
+
+    It locks the file of `lock_fd`, which it shares with the worker, when it is ready.
+    """
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # -I and -S: nothing of the environment, no site packages, so 3 MB and 15 ms.
     command = [sys.executable, "-I", "-S", "-c", _PROGRAM, home, str(os.getpid()), str(worker_pid)]
     environment = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
+    actions = [*silent, (os.POSIX_SPAWN_DUP2, lock_fd, LOCK_FD)]
     try:
         # Not a fork: `isolate` comes here from programs with threads.
-        return os.posix_spawn(sys.executable, command, environment, file_actions=silent, setsigmask=())
+        return os.posix_spawn(sys.executable, command, environment, file_actions=actions, setsigmask=())
     except OSError as error:
         from supervisor import log  # noqa: PLC0415 - the keeper itself has no use for it
 
@@ -36,11 +44,23 @@ def start(worker_pid: int) -> int:
         return 0
 
 
+def wait_for(lock_fd: int) -> None:
+    """Wait, in the worker, until its keeper is there; not for ever, as there may be none."""
+    until_s = time.monotonic() + PATIENCE_S
+    while time.monotonic() < until_s:
+        try:
+            fcntl.lockf(lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        fcntl.lockf(lock_fd, fcntl.LOCK_UN)
+        time.sleep(0.001)
+
+
 def end(pid: int) -> None:
     """Wait until the keeper of a worker that is gone has done its work."""
     try:
         fd = os.pidfd_open(pid)
-        if not tree.ends_within([fd], END_PATIENCE_S):
+        if not tree.ends_within([fd], PATIENCE_S):
             signal.pidfd_send_signal(fd, signal.SIGKILL)
         os.close(fd)
         os.waitpid(pid, 0)
@@ -52,28 +72,16 @@ def main() -> None:
     """Be a keeper: `sys.argv` holds the path, the supervisor's and the worker's pid."""
     supervisor_pid, worker_pid = map(int, sys.argv[2:])
     os.setsid()  # Ctrl-C of a terminal is not for it
-    os.closerange(3, 1024)
-    known: dict[int, int] = {}
-    ends = [fd for fd in map(_open, (supervisor_pid, worker_pid)) if fd >= 0]
-    if len(ends) < 2:
-        return  # the worker has ended; or both have, before anything could be known
-    over = os.getppid() != supervisor_pid
-    while not over:
-        for pid in tree.descendants(worker_pid):
-            if pid not in known:
-                known[pid] = _open(pid)
-        for pid in [pid for pid, fd in known.items() if fd < 0 or tree.ends_within([fd], 0)]:
-            if (fd := known.pop(pid)) >= 0:
-                os.close(fd)
-        over = tree.ends_within(ends, LOOK_S)
-    known[worker_pid] = ends[-1]  # it is ending by itself, unless it has no parent that could end
-    for pid, fd in known.items():
-        if not tree.ends_within([fd], 0):  # it lives, so its number is still its own
-            tree.kill_tree(pid)
-
-
-def _open(pid: int) -> int:
+    os.closerange(LOCK_FD + 1, 1024)
     try:
-        return os.pidfd_open(pid)
-    except ProcessLookupError:
-        return -1
+        ends = [os.pidfd_open(pid) for pid in (supervisor_pid, worker_pid)]
+        mark_bytes = tree.data_limit_bytes(worker_pid)
+    except OSError:
+        return  # the worker has ended, and its supervisor does what is to be done
+    fcntl.lockf(LOCK_FD, fcntl.LOCK_EX)
+    if os.getppid() == supervisor_pid:
+        tree.ends_within(ends, None)
+    ended: set[int] = set()
+    while new := tree.with_data_limit(mark_bytes) - ended:  # what one of them has forked meanwhile is new
+        tree.send(new, signal.SIGKILL)
+        ended |= new

@@ -120,7 +120,7 @@ class Supervisor:
         libc.trim_heap()
         gc.freeze()  # a collection in a forked child leaves the pages that it shares with us alone
         with Signals() as signals:
-            self._notifier.ready()
+            self._notifier.send("READY=1")
             while not self._finished():
                 self._start_what_is_due()
                 self._tell_systemd()
@@ -209,7 +209,7 @@ class Supervisor:
         plan = self._reload.take(self._plan)
         if plan is None:
             return
-        self._notifier.ready()  # also when they were refused: it runs on, with what it had
+        self._notifier.send("READY=1")  # also when they were refused: it runs on, with what it had
         if plan is not self._plan:
             log.set_up(plan.log_format, plan.log_level)
             self._take_up(plan)
@@ -245,7 +245,7 @@ class Supervisor:
 
     def _stop(self, why: str) -> None:
         self._stop_asked += 1
-        self._notifier.stopping()
+        self._notifier.send("STOPPING=1")
         log.say("stopping", text=f"stopping ({why})", reason=why, hurry=self._stop_asked > 1)
         for worker in self._workers():
             if self._stop_asked == 1:

@@ -25,26 +25,26 @@ class Orphans:
         self._score = tree.oom_score(os.getpid())
         self._strangers = set(tree.children(os.getpid()))
 
-    def end(self, ours: set[int]) -> int:
-        """Kill and reap what a worker left; `ours` are the live ones. Return how many there were."""
+    def end(self, ours: set[int]) -> None:
+        """Kill and reap what a worker left; `ours` are the live ones."""
         ended = 0
         for pid in tree.children(os.getpid()):
             if pid not in ours and not _reap(pid) and pid not in self._strangers and self._of_a_worker(pid):
                 ended += 1
                 self._end(pid)
-        if not ended:
-            return 0
-        log.say("orphans", logging.WARNING, f"{ended} processes outlived their worker and were ended", processes=ended)
-        return ended + self.end(ours)  # what these had started has come to us now
+        if ended:
+            text = f"{ended} processes outlived their worker and were ended"
+            log.say("orphans", logging.WARNING, text, processes=ended)
+            self.end(ours)  # what these had started has come to us now
 
     def _of_a_worker(self, pid: int) -> bool:
         # Where our own score is the highest there is, a worker's can't be told from it.
         return self._score == OOM_SCORE_MAX or tree.oom_score(pid) > self._score
 
     def _end(self, pid: int) -> None:
-        pidfd = os.pidfd_open(pid)
+        pidfd = os.pidfd_open(pid)  # our child, so not reaped by anybody else
         try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            tree.send([pid], signal.SIGKILL)
             if not tree.ends_within([pidfd], PATIENCE_S):
                 # In uninterruptible sleep: it ends when its disk answers. From here on a stranger.
                 self._strangers.add(pid)

@@ -180,8 +180,8 @@ class Worker:
         self.say_where()
 
     def _have_a_keeper(self) -> None:
-        if not self.keeper_pid and self.state is State.RUNNING:
-            self.keeper_pid = keeper.start(self.pid)
+        if not self.keeper_pid and self.state in (State.RUNNING, State.TERMINATING):
+            self.keeper_pid = keeper.start(self.pid, self._child.words_fd)
 
     def _note_cause(self, cause: Cause, detail: str) -> None:
         """Keep the first cause: what comes after it is its consequence."""

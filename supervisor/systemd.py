@@ -25,31 +25,24 @@ class Notifier:
         self._beaten_s = float("-inf")
         self._status = ""
 
-    def ready(self) -> None:
-        """Say that the service runs."""
-        self._send("READY=1")
-
     def reloading(self) -> None:
-        """Say that the settings are read again; `ready` ends it."""
-        self._send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
-
-    def stopping(self) -> None:
-        """Say that the service drains."""
-        self._send("STOPPING=1")
+        """Say that the settings are read again; READY=1 ends it."""
+        self.send(f"RELOADING=1\nMONOTONIC_USEC={time.monotonic_ns() // 1000}")
 
     def status(self, text: str) -> None:
         """Say what `systemctl status` shows, when it is something new."""
         if text != self._status:
             self._status = text
-            self._send(f"STATUS={text}")
+            self.send(f"STATUS={text}")
 
     def beat(self, now_s: float) -> None:
         """Feed the watchdog when it is time."""
         if self.beat_s is not None and now_s - self._beaten_s >= self.beat_s:
             self._beaten_s = now_s
-            self._send("WATCHDOG=1")
+            self.send("WATCHDOG=1")
 
-    def _send(self, text: str) -> None:
+    def send(self, text: str) -> None:
+        """Say anything of sd_notify(3), as READY=1 or STOPPING=1."""
         if not self._address:
             return
         try:

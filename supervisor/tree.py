@@ -102,12 +102,31 @@ def random_uuid() -> str:
     return _read("/proc/sys/kernel/random/uuid").decode().strip()
 
 
-def ends_within(pidfds: Iterable[int], timeout_s: float) -> bool:
-    """Return whether one of these processes has ended, or does within that time."""
+def data_limit_bytes(pid: int) -> int:
+    """Return the soft RLIMIT_DATA of a process, -1 for none. Raises OSError when it has ended."""
+    (line,) = [line for line in _read(f"/proc/{pid}/limits").splitlines() if line.startswith(b"Max data size")]
+    soft = line.split()[3]
+    return -1 if soft == b"unlimited" else int(soft)
+
+
+def with_data_limit(limit_bytes: int) -> set[int]:
+    """Return all processes of the machine that have this very soft RLIMIT_DATA."""
+    found = set()
+    for pid in map(int, filter(str.isdecimal, os.listdir("/proc"))):
+        try:
+            if data_limit_bytes(pid) == limit_bytes:
+                found.add(pid)
+        except (OSError, ValueError):
+            pass  # it has ended
+    return found
+
+
+def ends_within(pidfds: Iterable[int], timeout_s: float | None) -> bool:
+    """Return whether one of these processes has ended, or does within that time; None is for ever."""
     poller = select.poll()
     for fd in pidfds:
         poller.register(fd, select.POLLIN)
-    return bool(poller.poll(timeout_s * 1000))
+    return bool(poller.poll(None if timeout_s is None else timeout_s * 1000))
 
 
 def kill_tree(pid: int) -> None:
@@ -117,19 +136,20 @@ def kill_tree(pid: int) -> None:
     a process that is stopped can't fork past the list. The worker is killed last, as its
     children stay below it for just as long as it lives.
     """
-    _signal([pid], signal.SIGSTOP)
+    send([pid], signal.SIGSTOP)
     stopped: list[int] = []
     for _ in range(100):  # a fork bomb gains nothing: what escapes is adopted, and ended then
         new = [child for child in descendants(pid) if child not in stopped]
         if not new:
             break
-        _signal(new, signal.SIGSTOP)
+        send(new, signal.SIGSTOP)
         stopped += new
-    _signal(stopped, signal.SIGKILL)
-    _signal([pid], signal.SIGKILL)
+    send(stopped, signal.SIGKILL)
+    send([pid], signal.SIGKILL)
 
 
-def _signal(pids: Iterable[int], number: signal.Signals) -> None:
+def send(pids: Iterable[int], number: signal.Signals) -> None:
+    """Send a signal to each of these processes that still lives."""
     for pid in pids:
         try:
             os.kill(pid, number)

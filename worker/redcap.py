@@ -78,19 +78,12 @@ class Client:
 
         With `divisible`, a fault that a smaller request may avoid is raised at once.
         """
-
-        def rows(response: requests.Response) -> T:
-            return consume(stream.rows(self._pieces(response), _refusal))
-
-        return self._call(content, parameters, rows, divisible=divisible)
+        read = lambda response: consume(stream.rows(self._pieces(response), _refusal))  # noqa: E731
+        return self._call(content, parameters, read, divisible=divisible)
 
     def one(self, content: str) -> Row:
         """Return an answer that is one object, as content=project gives it."""
-
-        def read(response: requests.Response) -> Row:
-            return stream.single(self._pieces(response), _refusal)
-
-        return self._call(content, {}, read, divisible=False)
+        return self._call(content, {}, lambda body: stream.single(self._pieces(body), _refusal), divisible=False)
 
     def _call(
         self,

@@ -282,3 +282,14 @@ def has_children_and_hangs(cycle):
     pids = [child.pid, psutil.Process(child.pid).children()[0].pid, int(Path(cycle.state_dir, "daemon").read_text())]
     Path(cycle.state_dir, "pids").write_text(" ".join(map(str, pids)))
     hangs(cycle)
+
+
+def grows_starved():
+    """Grow with what processor time nobody else wants."""
+    os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
+    grows()
+
+
+def starts_threads_without_end():
+    while True:
+        threading.Thread(target=time.sleep, args=(60,), daemon=True).start()

@@ -48,7 +48,7 @@ def test_a_job_that_holds_the_interpreter_is_ended_too(cli):
     assert "in holds_the_interpreter" in report["error"]["traceback"]
 
 
-@pytest.mark.parametrize("job", ["grows_in_a_thread", "grows_in_a_fork", "grows_and_stops_itself"])
+@pytest.mark.parametrize("job", ["grows_starved", "grows_in_a_thread", "grows_in_a_fork", "grows_and_stops_itself"])
 def test_the_ceiling_holds_whoever_grows(cli, job):
     report = cli.run("once", SUPERVISOR_JOB=f"jobs:{job}", SUPERVISOR_RSS_CEILING="150MB").report
     assert report["outcome"] == "ceiling"
