@@ -54,8 +54,12 @@ class Spec:
 _EMPTY_RESULT = {"kind": "result", "ok": True, "saw_stopping": False, "peak_rss_bytes": 1 << 53}
 
 
+class SummaryError(Exception):
+    """The job returned something that is no summary."""
+
+
 class JobError(Exception):
-    """The job can't be found or called, or returned something that is no summary."""
+    """The job can't be found, or can't be called."""
 
 
 def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, spec: Spec) -> NoReturn:
@@ -264,11 +268,11 @@ def _checked(summary: object) -> dict[str, Any]:
     if summary is None:
         return {}
     if not isinstance(summary, dict):
-        raise JobError(f"the job returned a {type(summary).__name__}; a summary is a dict or None")
+        raise SummaryError(f"the job returned a {type(summary).__name__}; a summary is a dict or None")
     try:
         messages.encode({**_EMPTY_RESULT, "summary": summary})
     except messages.ProtocolError as problem:
-        raise JobError(f"the job's summary can't be sent: {problem}; return a smaller one") from None
+        raise SummaryError(f"the job's summary can't be sent: {problem}; return a smaller one") from None
     return summary
 
 

@@ -48,8 +48,6 @@ def judge(seen: Evidence) -> tuple[Outcome, dict[str, str] | None]:
 
 
 _TYPES: dict[str, str] = {"ceiling": "CeilingExceeded", "timeout": "CycleTimeout", "stopped": "Stopped"}
-
-
 _OOM = (
     "the kernel's OOM killer ended {} process(es) of this control group during the cycle, the worker among them: "
     "lower SUPERVISOR_RSS_CEILING below what the group may hold, or give the group more memory"

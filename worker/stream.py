@@ -18,6 +18,10 @@ OBJECT_MAX_CHARACTERS = 1_000_000
 # An incomplete token at the end of the window is at most a \uXXXX\uXXXX escape.
 _TOKEN_MAX = 16
 _BLANKS = re.compile(r"[ \t\r\n]*")
+_REMEDY = (
+    "check REDCAP_API_URL in a browser; if it is right, the server is in maintenance, its database is down, "
+    "or a proxy asks for a login"
+)
 
 Row = dict[str, Any]
 Read = Callable[[], bytes]  # the next piece of the body; empty at its end
@@ -55,12 +59,6 @@ def rows(read: Read, on_error: Callable[[str], SyncError]) -> Iterator[Row]:
             "the server's answer goes on behind its list: PHP printed a warning, or a proxy added something; "
             "the administrator of the REDCap server finds it in the server's log"
         )
-
-
-_REMEDY = (
-    "check REDCAP_API_URL in a browser; if it is right, the server is in maintenance, its database is down, "
-    "or a proxy asks for a login"
-)
 
 
 class _Window:
