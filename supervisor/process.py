@@ -34,7 +34,7 @@ class Worker:
         state_dir: str,
         clock: Clock,
         *,
-        on_output: Callable[[bytes], None],
+        on_output: Callable[[bytes], object],
         on_progress: Callable[[messages.Message], None] = lambda said: None,
         work: Work | None = None,
         result_fd: int = -1,
@@ -59,6 +59,7 @@ class Worker:
         self._child = start(job, state_dir, work, result_fd)
         self.channel, self.output_fd = self._child.channel, self._child.output_fd
         self.pid, self.pidfd = self._child.pid, self._child.pidfd
+        self._statm_fd = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     # What the owner waits for.
 
@@ -149,7 +150,7 @@ class Worker:
 
     def _look(self, now_s: float) -> None:
         below = tree.descendants(self.pid)
-        self.rss_bytes = tree.tree_rss_bytes(self.pid, below)
+        self.rss_bytes = tree.tree_rss_bytes(self.pid, below, self._statm_fd)
         if below:
             self._have_a_keeper()
         ceiling_bytes = self.job.rss_ceiling_bytes
@@ -174,10 +175,9 @@ class Worker:
             signal.pidfd_send_signal(self.pidfd, signal.SIGUSR2)
 
     def _ask_last_words(self) -> None:
-        if self._spoke:
-            return
-        self._spoke = True
-        self.say_where()
+        if not self._spoke:
+            self._spoke = True
+            self.say_where()
 
     def _have_a_keeper(self) -> None:
         if not self.keeper_pid and self.state in (State.RUNNING, State.TERMINATING):
@@ -344,7 +344,7 @@ class Worker:
                 self.run.recycled = None if self._drain_s is not None else "failure"
             self._account(self.run.evidence, self.run.peak_rss_bytes)
         self._end_run()
-        for fd in (self.output_fd, self._child.words_fd, self.pidfd):
+        for fd in (self.output_fd, self._child.words_fd, self._statm_fd, self.pidfd):
             if fd >= 0:
                 os.close(fd)
         self.channel.close()
