@@ -47,7 +47,7 @@ def test_the_parent_imports_nothing_heavy():
     code = (
         "import sys, supervisor.cli; "
         "print(*(m for m in sys.modules if m.split('.')[0] in "
-        "('pydantic', 'pydantic_settings', 'dotenv', 'requests', 'urllib3', 'sqlalchemy', 'sqlite3', 'psutil', "
+        "('pydantic', 'pydantic_settings', 'dill', 'multiprocess', 'dotenv', 'requests', 'urllib3', 'sqlalchemy', 'sqlite3', 'psutil', "
         "'http', 'ssl', 'asyncio', 'concurrent', 'worker', 'email', 'tomllib', 'xml')))"
     )
     seen = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)

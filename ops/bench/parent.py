@@ -52,6 +52,8 @@ def _measure(service: subprocess.Popen[bytes], journal: Path, last: int, goal_gr
             if journal.exists() and journal.stat().st_size:  # it has its handlers
                 service.send_signal(signal.SIGUSR1)  # a cycle now, and no waiting for the tick
             time.sleep(0.01)
+        while Path(f"/proc/{service.pid}/task/{service.pid}/children").read_text(encoding="ascii"):
+            time.sleep(0.01)  # a live worker shares the parent's pages, which PSS divides by two then
         seen[cycles] = now = rollup_kib(service.pid)
         print(f"{cycles:>6,} cycles {now['rss']:>9,} {now['pss']:>9,} {now['anonymous']:>14,}")
     growth_kib = seen[last + WARM]["anonymous"] - seen[WARM]["anonymous"]
