@@ -66,7 +66,7 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, 
     """Be a worker until the supervisor closes the channel."""
     try:
         _first_steps(channel, output_fd, words_fd, spec)
-        messages.send(channel, {"kind": "started", "pid": os.getpid()})
+        messages.send(channel, {"kind": "started", "data_limit_bytes": resource.getrlimit(resource.RLIMIT_DATA)[0]})
         _tell_of_children(channel, words_fd)
         while (message := messages.receive(channel)) is not None:
             if message["kind"] == "cycle":

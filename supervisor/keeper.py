@@ -22,14 +22,14 @@ LOCK_FD = 3
 _PROGRAM = "import sys; sys.path.insert(0, sys.argv[1]); from supervisor import keeper; keeper.main()"
 
 
-def start(worker_pid: int, lock_fd: int) -> int:
+def start(worker_pid: int, mark_bytes: int, lock_fd: int) -> int:
     """Start the keeper of a worker; return its pid, 0 when there can't be another process.
 
     It locks the file of `lock_fd`, which it shares with the worker, when it is ready.
     """
     home = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
     # -I and -S: nothing of the environment, no site packages, so 3 MB and 15 ms.
-    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, home, str(os.getpid()), str(worker_pid)]
+    command = [sys.executable, "-I", "-S", "-c", _PROGRAM, home, *map(str, (os.getpid(), worker_pid, mark_bytes))]
     environment = {name: value for name, value in os.environ.items() if name == "LD_LIBRARY_PATH"}
     silent = [(os.POSIX_SPAWN_OPEN, fd, os.devnull, os.O_RDWR, 0) for fd in (0, 1, 2)]
     actions = [*silent, (os.POSIX_SPAWN_DUP2, lock_fd, LOCK_FD)]
@@ -69,13 +69,12 @@ def end(pid: int) -> None:
 
 
 def main() -> None:
-    """Be a keeper: `sys.argv` holds the path, the supervisor's and the worker's pid."""
-    supervisor_pid, worker_pid = map(int, sys.argv[2:])
+    """Be a keeper: `sys.argv` holds the path, the supervisor's and the worker's pid, and the mark."""
+    supervisor_pid, worker_pid, mark_bytes = map(int, sys.argv[2:])
     os.setsid()  # Ctrl-C of a terminal is not for it
     os.closerange(LOCK_FD + 1, 1024)
     try:
         ends = [os.pidfd_open(pid) for pid in (supervisor_pid, worker_pid)]
-        mark_bytes = tree.data_limit_bytes(worker_pid)
     except OSError:
         return  # the worker has ended, and its supervisor does what is to be done
     fcntl.lockf(LOCK_FD, fcntl.LOCK_EX)

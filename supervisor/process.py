@@ -49,6 +49,7 @@ class Worker:
         self._on_output = on_output
         self._on_progress = on_progress
         self._listening = False  # the child has its handler for the last-words signal
+        self._mark_bytes = 0  # the worker's limit of data, by which its keeper knows its descendants
         self._spoke = False  # last words were asked for in this cycle
         self._signalled_s: float | None = None  # when the supervisor first acted against it
         self._oom_kills: int | None = None  # of the control group, at the cycle's start
@@ -180,8 +181,8 @@ class Worker:
             self.say_where()
 
     def _have_a_keeper(self) -> None:
-        if not self.keeper_pid and self.state in (State.RUNNING, State.TERMINATING):
-            self.keeper_pid = keeper.start(self.pid, self._child.words_fd)
+        if not self.keeper_pid and self._mark_bytes > 0 and self.state in (State.RUNNING, State.TERMINATING):
+            self.keeper_pid = keeper.start(self.pid, self._mark_bytes, self._child.words_fd)
 
     def _note_cause(self, cause: Cause, detail: str) -> None:
         """Keep the first cause: what comes after it is its consequence."""
@@ -206,8 +207,8 @@ class Worker:
 
     def _hear(self, message: messages.Message) -> None:
         kind = message["kind"]
-        if kind == "started":
-            self._listening = True
+        if kind == "started" and not self._listening:  # once, before any code of the job
+            self._listening, self._mark_bytes = True, int(message["data_limit_bytes"])
         elif kind == "children":
             self._have_a_keeper()
         elif kind == "progress":

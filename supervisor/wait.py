@@ -35,7 +35,9 @@ def call(job: JobPlan, arguments: dict[str, Any], clock: Clock) -> Run:
 
     What it prints goes to standard error. Raises OSError when no process can be started.
     """
-    worker = Worker(job, "", clock, on_output=_to_stderr)
+    # To write nothing fails too, where standard error is full.
+    write = lambda chunk: chunk and sys.stderr.write(chunk.decode("utf-8", "replace"))  # noqa: E731
+    worker = Worker(job, "", clock, on_output=write)
     return to_its_end(worker, begin(job, clock, arguments=arguments), clock)
 
 
@@ -51,8 +53,3 @@ def to_its_end(worker: Worker, run: Run, clock: Clock) -> Run:
             wait([worker], [], min(0.1, worker.deadline_s() - clock.now_s()))
         raise
     return worker.ended[0]
-
-
-def _to_stderr(chunk: bytes) -> None:
-    if chunk:  # to write nothing fails too, where standard error is full
-        sys.stderr.write(chunk.decode("utf-8", "replace"))

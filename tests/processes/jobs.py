@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -293,3 +294,10 @@ def grows_starved():
 def starts_threads_without_end():
     while True:
         threading.Thread(target=time.sleep, args=(60,), daemon=True).start()
+
+
+def lifts_its_limits_and_has_children(cycle):
+    """Take the limit of data away, as most processes have none: none of them may be taken for ours."""
+    resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    leaves_daemon(cycle)
+    os.kill(os.getpid(), signal.SIGKILL)

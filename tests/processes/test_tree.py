@@ -100,3 +100,14 @@ def test_threads_without_end_name_the_backstop(cli):
     assert "can't start new thread" in report["error"]["message"]
     assert "the backstop above SUPERVISOR_RSS_CEILING" in report["error"]["message"]
     assert json.dumps(report).count("starts_threads_without_end") >= 1
+
+
+def test_a_job_without_the_mark_brings_nobody_else_down(cli):
+    bystander = subprocess.Popen(["sleep", "60"])  # it has no limit of data, as that job has none
+    try:
+        report = cli.run("once", SUPERVISOR_JOB="jobs:lifts_its_limits_and_has_children").report
+        assert (report["outcome"], report["signal"]) == ("crashed", "SIGKILL")
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
