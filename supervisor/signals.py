@@ -26,6 +26,7 @@ class Signals:
         signal.set_wakeup_fd(self._wake.fileno(), warn_on_full_buffer=False)
         for number in HANDLED:
             signal.signal(number, self._queue)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDLED)
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import socket
 
+import psutil
 import pytest
 
 from tests.conftest import wait_until
@@ -167,4 +168,14 @@ def test_a_watchdog_of_another_process_is_not_ours(cli, service, listener, tmp_p
     cli.reports_of(5)
     process.terminate()
     assert "WATCHDOG=1" not in hear(listener, "STOPPING=1")
+    assert cli.finish(process).code == 0
+
+
+def test_signals_that_come_before_the_service_is_ready_wait_for_it(cli, service):  # noqa: F811
+    process = service("is_quick", SUPERVISOR_INTERVAL="1h")
+    wait_until(lambda: psutil.Process(process.pid).children())  # the settings are being read
+    for number in (signal.SIGUSR1, signal.SIGUSR2, signal.SIGHUP):
+        process.send_signal(number)
+    assert cli.reports_of(1)[0]["outcome"] == "ok"
+    process.terminate()
     assert cli.finish(process).code == 0
