@@ -149,7 +149,8 @@ def test_the_start_method_goes_by_the_threads():
 
 def test_a_program_that_is_interrupted_takes_the_call_along():
     code = (
-        "import time\nfrom supervisor import isolate\n"
+        "import signal, time\nfrom supervisor import isolate\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background ignores it
         "def slow():\n    print('started', flush=True); time.sleep(60)\n"
         "isolate(slow, grace=1)\n"
     )
