@@ -94,7 +94,7 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
         os.dup2(output_fd, 1)
         os.dup2(output_fd, 2)
         nothing = os.open(os.devnull, os.O_RDONLY)
-        os.dup2(nothing, 0)  # what multiprocess opened for standard input is closed below
+        os.dup2(nothing, 0)  # what multiprocessing opened for standard input is closed below
         sys.stdin = os.fdopen(0, closefd=False)
         if spec.job.start_method == "fork":
             _close_all_but({0, 1, 2, channel.fileno(), output_fd, words_fd})
@@ -223,7 +223,7 @@ def _backstop(error: BaseException) -> str:
 
 def _keep_result(work: Work, result_fd: int) -> None:
     """Run a call and write its result down; a result that can't be pickled is the call's failure."""
-    import dill  # noqa: PLC0415 - 4 MB that a service, which never comes here, does not hold
+    import dill  # noqa: PLC0415 - a service never comes here, and holds less without it
 
     result = work.function(*work.arguments, **work.keywords)
     with os.fdopen(result_fd, "wb", closefd=False) as file:

@@ -59,6 +59,7 @@ def wait_for(lock_fd: int) -> None:
 def end(pid: int) -> None:
     """Wait until the keeper of a worker that is gone has done its work."""
     try:
+        os.waitid(os.P_PID, pid, os.WEXITED | os.WNOHANG | os.WNOWAIT)  # else its number may be a stranger's
         fd = os.pidfd_open(pid)
         if not tree.ends_within([fd], PATIENCE_S):
             signal.pidfd_send_signal(fd, signal.SIGKILL)

@@ -1,8 +1,7 @@
 """Start a worker's process by any start method, and reap it.
 
-By `multiprocess` where a call with closures must be pickled, by the standard library's
-`multiprocessing`, of which it is a fork with the same names, elsewhere: a job is a name that
-needs no dill, and a supervisor that never imports it holds 4 MB less.
+By `multiprocess` where a call with closures must be pickled, elsewhere by `multiprocessing`, whose
+names it has: a job needs no dill, and a supervisor without it holds 0.9 MB less (measured).
 """
 
 import fcntl

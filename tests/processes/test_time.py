@@ -47,11 +47,7 @@ def run(clock, jobs, count, meanwhile, tmp_path, chance=0.5):
 
 
 def quick(**fields):
-    return JobPlan(name=fields.pop("name", "quick"), target=fields.pop("target", "time:time_ns"), **fields)
-
-
-def nothing(_):
-    pass
+    return JobPlan(name=fields.pop("name", "quick"), target=fields.pop("target", "gc:enable"), **fields)
 
 
 def test_a_night_of_suspend_is_one_cycle_and_the_missed_ticks_are_counted(tmp_path):
@@ -61,7 +57,7 @@ def test_a_night_of_suspend_is_one_cycle_and_the_missed_ticks_are_counted(tmp_pa
         if count == 1:
             clock.ahead_s += 8 * HOUR_S + 60
 
-    reports = run(clock, [quick(interval_s=1800.0, target="gc:enable")], 2, suspend, tmp_path)
+    reports = run(clock, [quick(interval_s=1800.0)], 2, suspend, tmp_path)
     assert [report["missed_ticks"] for report in reports] == [0, 15]
     assert [report["outcome"] for report in reports] == ["ok", "ok"]
 
@@ -73,7 +69,7 @@ def test_steps_of_the_wall_clock_change_no_tick(tmp_path):
         clock.wall_ahead += timedelta(days=-2 if count % 2 else 5)
 
     started_s = time.monotonic()
-    reports = run(clock, [quick(interval_s=0.2, target="gc:enable")], 6, step, tmp_path)
+    reports = run(clock, [quick(interval_s=0.2)], 6, step, tmp_path)
     assert 1.0 <= time.monotonic() - started_s < 10
     assert sum(report["missed_ticks"] for report in reports) == 0
     assert all(0 <= report["duration_s"] < 5 for report in reports)
@@ -88,7 +84,7 @@ def test_several_jobs_start_spread_over_their_interval(tmp_path):
         seen.append(clock.now_s())
 
     begun_s = clock.now_s()
-    jobs = [quick(name=name, interval_s=2.0, target="gc:enable") for name in ("a", "b", "c", "d")]
+    jobs = [quick(name=name, interval_s=2.0) for name in ("a", "b", "c", "d")]
     reports = run(clock, jobs, 4, note, tmp_path)
     assert [report["job"] for report in reports] == ["a", "b", "c", "d"]
     for index, moment_s in enumerate(seen):
