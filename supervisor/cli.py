@@ -89,12 +89,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="redcap-sync", description="Sync REDCap into a database, each cycle in a fresh process."
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for text in (
-        "run: the service, in the foreground, until SIGTERM or SIGINT",
-        "once: one supervised cycle of every job",
-    ):
-        commands.add_parser(text.partition(": ")[0], help=text.partition(": ")[2])
-    once: argparse.ArgumentParser = commands.choices["once"]
+    commands.add_parser("run", help="the service, in the foreground, until SIGTERM or SIGINT")
+    once: argparse.ArgumentParser = commands.add_parser("once", help="one supervised cycle of every job")
     once.add_argument("--full", action="store_true", help="ask the job for a full cycle")
     # Behind the command too; where it is not given there, what was given before counts.
     for each, default in ((parser, None), *((one, argparse.SUPPRESS) for one in commands.choices.values())):

@@ -208,10 +208,7 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
 
 
 def _backstop(error: BaseException) -> str:
-    """Return the figures of RLIMIT_DATA where it may be what refused memory or a thread's stack.
-
-    What the job held is still there, as its frames are: a runaway's figure is near the limit.
-    """
+    """Return RLIMIT_DATA's figures where it may have refused; what the job held is there still, as its frames are."""
     if not isinstance(error, MemoryError) and "can't start new thread" not in str(error):
         return ""
     limit_bytes, _ = resource.getrlimit(resource.RLIMIT_DATA)

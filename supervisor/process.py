@@ -60,7 +60,6 @@ class Worker:
         self._child = start(job, state_dir, work, result_fd)
         self.channel, self.output_fd = self._child.channel, self._child.output_fd
         self.pid, self.pidfd = self._child.pid, self._child.pidfd
-        self._statm_fd = os.open(f"/proc/{self.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
 
     # What the owner waits for.
 
@@ -151,7 +150,7 @@ class Worker:
 
     def _look(self, now_s: float) -> None:
         below = tree.descendants(self.pid)
-        self.rss_bytes = tree.tree_rss_bytes(self.pid, below, self._statm_fd)
+        self.rss_bytes = tree.tree_rss_bytes(self.pid, below, self._child.statm_fd)
         if below:
             self._have_a_keeper()
         ceiling_bytes = self.job.rss_ceiling_bytes
@@ -345,7 +344,7 @@ class Worker:
                 self.run.recycled = None if self._drain_s is not None else "failure"
             self._account(self.run.evidence, self.run.peak_rss_bytes)
         self._end_run()
-        for fd in (self.output_fd, self._child.words_fd, self._statm_fd, self.pidfd):
+        for fd in (self.output_fd, self._child.words_fd, self._child.statm_fd, self.pidfd):
             if fd >= 0:
                 os.close(fd)
         self.channel.close()

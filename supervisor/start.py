@@ -12,6 +12,7 @@ import signal
 import socket
 import sys
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,7 @@ from supervisor import inside, messages
 from supervisor.plan import JobPlan
 from supervisor.signals import HANDLED
 
+SPARE_FDS = 6  # what multiprocessing opens for a process, and we behind it
 KILL_PATIENCE_S = 1.0  # a killed process in uninterruptible sleep stays: say so, try again
 
 
@@ -54,6 +56,7 @@ class Child:
     channel: socket.socket  # messages, non-blocking
     output_fd: int  # what it prints, non-blocking
     words_fd: int  # a memory file for faulthandler's last words
+    statm_fd: int  # of /proc: its memory
     forked: bool
 
     def reap(self) -> tuple[int | None, int]:
@@ -76,33 +79,37 @@ class Child:
 
 def start(job: JobPlan, state_dir: str, work: inside.Work | None = None, result_fd: int = -1) -> Child:
     """Start a worker of `job`, or of a call. Raises OSError when there can't be another process."""
-    channel, theirs = messages.pair()
-    output_fd, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-    os.set_blocking(output_theirs, True)
-    words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
-    # The offset is shared with the child: without this, what comes after a truncation leaves a hole.
-    fcntl.fcntl(words_fd, fcntl.F_SETFL, os.O_APPEND)
     spec = inside.Spec(job, state_dir, os.getpid(), work)
     library = multiprocessing if work is None else importlib.import_module("multiprocess")
-    given = [Descriptor(fd, library.__name__) for fd in (output_theirs, words_fd, result_fd)[: 2 + bool(work)]]
-    process = library.get_context(job.start_method).Process(target=_main, args=(theirs, spec, *given))
-    # A signal between the fork and the child's own handlers would run ours, in the child. What is
-    # exec'd has none of our handlers, and a fork server must not inherit the mask.
-    forked = job.start_method == "fork"
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED if forked else ())
-    try:
-        process.start()
-        pidfd = os.pidfd_open(process.pid)
-    except BaseException:
-        channel.close()
-        os.close(output_fd)
-        os.close(words_fd)
-        raise
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        theirs.close()
-        os.close(output_theirs)
-    return Child(process, process.pid, pidfd, channel, output_fd, words_fd, forked)
+    with ExitStack() as undo:  # also when Ctrl-C comes as the mask is lifted
+        with ExitStack() as done:
+            channel, theirs = messages.pair()
+            undo.callback(channel.close)
+            done.callback(theirs.close)
+            output_fd, output_theirs = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+            undo.callback(os.close, output_fd)
+            done.callback(os.close, output_theirs)
+            os.set_blocking(output_theirs, True)
+            words_fd = os.memfd_create("last-words", os.MFD_CLOEXEC)
+            undo.callback(os.close, words_fd)
+            # The offset is shared with the child: without this, what comes after a truncation leaves a hole.
+            fcntl.fcntl(words_fd, fcntl.F_SETFL, os.O_APPEND)
+            given = [Descriptor(fd, library.__name__) for fd in (output_theirs, words_fd, result_fd)[: 2 + bool(work)]]
+            process = library.get_context(job.start_method).Process(target=_main, args=(theirs, spec, *given))
+            with ExitStack() as spare:  # multiprocessing leaks one of its pipes when there is no room for both
+                for _ in range(SPARE_FDS):
+                    spare.callback(os.close, os.dup(words_fd))
+            # A signal between the fork and the child's own handlers would run ours, in the child. What is
+            # exec'd has none of our handlers, and a fork server must not inherit the mask.
+            forked = job.start_method == "fork"
+            before = signal.pthread_sigmask(signal.SIG_BLOCK, HANDLED if forked else ())
+            done.callback(signal.pthread_sigmask, signal.SIG_SETMASK, before)
+            process.start()
+            pidfd = os.pidfd_open(process.pid)
+            undo.callback(os.close, pidfd)
+            statm_fd = os.open(f"/proc/{process.pid}/statm", os.O_RDONLY | os.O_CLOEXEC)
+        undo.pop_all()
+    return Child(process, process.pid, pidfd, channel, output_fd, words_fd, statm_fd, forked)
 
 
 def helper_pids() -> set[int]:

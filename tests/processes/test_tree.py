@@ -111,3 +111,32 @@ def test_a_job_without_the_mark_brings_nobody_else_down(cli):
     finally:
         bystander.kill()
         bystander.wait()
+
+
+SCARCE = """
+import os, resource
+from supervisor.clock import Clock
+from supervisor.plan import JobPlan
+from supervisor.wait import call
+
+job = JobPlan(name="empty", target="builtins:dict")
+call(job, {}, Clock())  # what is opened once is open now
+fds = lambda: len(os.listdir("/proc/self/fd"))
+had, refused = fds(), 0
+for more in range(12):
+    resource.setrlimit(resource.RLIMIT_NOFILE, (had + more, 4096))
+    try:
+        call(job, {}, Clock())
+    except OSError:
+        refused += 1
+    resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 4096))
+    assert fds() == had, (more, fds() - had)
+    print(more, refused)
+"""
+
+
+def test_a_worker_that_cant_be_started_for_want_of_descriptors_leaves_none_open():
+    done = subprocess.run([sys.executable, "-c", SCARCE], capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    refused = int(done.stdout.split()[-1])
+    assert 5 < refused < 12  # some limits were too small, and some were enough
