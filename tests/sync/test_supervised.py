@@ -102,7 +102,7 @@ def test_a_failed_cycle_says_what_to_do_and_the_next_does_it_again(world, env, v
 
 
 def test_no_value_and_no_token_in_any_log_error_or_report(world, env):
-    canary = "Canary-Müller-4711"
+    canary = "Canary-Müller-Zq4711Wx"  # its parts are in no number and in no UUID by chance
     for number in range(1, 61):
         row = {"record_id": str(number), "redcap_event_name": "enrolment_arm_1", "first_name": canary}
         world.api.changes.put([row])
@@ -113,8 +113,8 @@ def test_no_value_and_no_token_in_any_log_error_or_report(world, env):
             world.server.faults.add(fault)
         done = env.run("once", "--full", SUPERVISOR_LOG_LEVEL="DEBUG")
         said += done.out + done.err + (env.state_dir / "cycles.jsonl").read_text()
-    assert canary not in said
-    assert "4711" not in said
+    for part in canary.split("-"):
+        assert part not in said
     assert TOKEN not in said
     assert said.count('"event":"cycle"') >= 6
 
