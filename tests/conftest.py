@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from supervisor import libc
+from tests import servers
 
 ROOT = Path(__file__).parent.parent
 JOBS = Path(__file__).parent / "processes"
@@ -50,9 +51,9 @@ def _open_ends() -> dict[str, str]:
 def nothing_left(tmp_path: Path) -> Iterator[None]:
     """Fail a test that leaves a process, a socket or a pipe behind."""
     before = _open_ends()
-    yield
     me = psutil.Process()
-    left = me.children(recursive=True)
+    yield
+    left = [c for top in me.children() if top.pid not in servers.PIDS for c in (top, *top.children(recursive=True))]
     if left:
         _, left = psutil.wait_procs(left, timeout=3)
     said = [f"{one.pid} {one.status()} {' '.join(one.cmdline())}" for one in left if one.is_running()]

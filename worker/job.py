@@ -1,22 +1,34 @@
 """One cycle of the sync, from top to bottom."""
 
+import hashlib
+import json
+import logging
 import time
 import traceback
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
-from worker import project, records, settings
-from worker.errors import RecordsUnconfirmed, SyncError, UnexpectedError
+from worker import handler, project, reader, settings
+from worker.errors import ProjectMismatch, SyncError, UnexpectedError
+from worker.ids import IdList
 from worker.log_export import read_log, server_offset
 from worker.project import Structure
-from worker.records import Key, Row
+from worker.reader import Reader
+from worker.records import Record
 from worker.redcap import Client
 from worker.settings import RedcapSettings, SyncSettings
-from worker.sink import Batch, Checkpoint, SqlSink, open_sink
+from worker.sink import Checkpoint, Counts, SqlSink, open_sink, views
 from worker.window import begin_by_offsets, begin_local, server_format
+
+LOOKED_AT_RECORDS = 3  # of those that are known: one that is there shows what the token may see
+RENAMED_MAX = 1_000  # records that are gone and are compared with new ones
+NAMES_SHOWN = 20
+
+logger = logging.getLogger(__name__)  # without a handler a warning goes to standard error, and so into the log
 
 
 class Cycle(Protocol):
@@ -37,16 +49,15 @@ def sync(cycle: Cycle) -> dict[str, Any]:
     next cycle does the rest.
     """
     try:
-        redcap, sink_settings = settings.load()
-        sink = open_sink(sink_settings.sink, cycle.state_dir)
-        try:
-            client = Client(redcap, cycle.remaining_s)
-            try:
-                return Sync(cycle, redcap, sink_settings, client, sink).run()
-            finally:
-                client.close()
-        finally:
-            sink.close()
+        redcap, sync_settings = settings.load()
+        with ExitStack() as stack:
+            sink = open_sink(sync_settings.sink, cycle.state_dir)
+            stack.callback(sink.close)
+            client = Client(redcap, cycle.remaining_s, cycle.state_dir)
+            stack.callback(client.close)
+            ids = IdList(cycle.state_dir)
+            stack.callback(ids.close)
+            return Sync(cycle, redcap, sync_settings, client, sink, ids).run()
     except (SyncError, MemoryError):
         raise
     except Exception as error:
@@ -70,36 +81,61 @@ class Sync:
     settings: SyncSettings
     client: Client
     sink: SqlSink
+    ids: IdList
     now: Callable[[], datetime] = lambda: datetime.now(UTC)
-    counts: Batch = field(default_factory=Batch)
+    counts: Counts = field(default_factory=Counts)
     records: int = 0
     rows: int = 0
-    batches: int = 0
+    mended: int = 0
     write_s: float = 0.0
     zone_source: str = ""
     offset_s: int = 0
     seen_offset_s: int | None = None  # what is known of it, to be kept; None for a guess
     started_s: float = field(default_factory=time.monotonic)
     structure: Structure = field(init=False)
+    reader: Reader = field(init=False)
+    handle: Any = None  # what the rows go through before they are written
+    lost: dict[str, str] = field(default_factory=dict)  # known records that are not there: what is in them, their id
     started_at: datetime = field(init=False)  # the server's clock
     mode: str = ""
     begin: datetime | None = None  # of the window, in the server's local time
 
     def run(self) -> dict[str, Any]:
         """Find what changed, fetch it, write it; move the checkpoint."""
-        wanted = {"fields": self.redcap.fields, "drop_identifiers": self.settings.drop_identifiers}
-        self.structure = project.read(self.client, wanted | self._scope())
+        wanted: dict[str, object] = dict(reader.scope(self.redcap))
+        wanted |= {"fields": self.redcap.fields, **self.settings.model_dump(include=settings.SHAPING)}
+        self.structure = structure = project.read(self.client, wanted, labels=self.redcap.raw_or_label == "label")
         self.started_at = self.client.server_time or self.now()
-        before = self.sink.checkpoint(self.structure.project_id)
+        self.sink.lock(structure.project_id)
+        before = self._checkpoint()
+        dropped = structure.identifiers if self.settings.drop_identifiers else frozenset()
+        self.reader = Reader(self.client, self.redcap, structure, self.ids, dropped, self.cycle.progress)
+        self.reader.look(list(self.sink.record_ids(structure.project_id, LOOKED_AT_RECORDS)))
+        if found := handler.find(self.settings.handler):
+            self.handle = handler.at_work(found, structure.id_field)
         self.offset_s = self._offset(before)
         self.mode = self._mode(before)
         return self._full(before) if self.mode == "full" else self._incremental(before)
 
+    def _checkpoint(self) -> Checkpoint:
+        before = self.sink.checkpoint(self.structure.project_id)
+        created = self.structure.created
+        if before.project_created and created and before.project_created != created:
+            raise ProjectMismatch(
+                f"the database holds a project {self.structure.project_id} that was made at {before.project_created}, "
+                f"the server's was made at {created}: it is another server's. Give each a database of its own (SYNC_SINK)"
+            )
+        return replace(before, project_created=created or before.project_created)
+
+    def _hash(self) -> str:
+        return self.structure.hash(self.reader.columns)
+
     def _mode(self, before: Checkpoint) -> str:
         if self.cycle.full or before.synced_until is None or before.backfill_started_at is not None:
             return "full"
-        if before.structure_hash != self.structure.hash:
-            return "full"  # a new or renamed field leaves no trace in any record's log
+        known, now = before.structure_hash or "", self._hash()
+        if known != now and not (now.endswith(project.UNSEEN) and known.startswith(now.removesuffix(project.UNSEEN))):
+            return "full"  # a new or renamed field, or another right, leaves no trace in any record's log
         every_s = self.redcap.reconcile_every
         due = before.reconciled_at is None or self.started_at - before.reconciled_at >= timedelta(seconds=every_s)
         return "reconcile" if every_s and due else "incremental"
@@ -124,26 +160,17 @@ class Sync:
     # A full cycle: all ids first, then batches; each commits with a cursor.
 
     def _full(self, before: Checkpoint) -> dict[str, Any]:
-        ids, sees_all = self._all_ids()
-        known = self.sink.record_ids(self.structure.project_id)
-        if not ids and known:
-            ids, sees_all = self._all_ids()  # an empty answer gets a second look
         # What is here and not there is asked for like the rest, and gone only when confirmed.
-        ordered = sorted(set(ids) | known) if sees_all else sorted(ids)
+        sees_all = self._list_all()
+        self.ids.want("rows > 0 OR known > 0" if sees_all else "rows > 0")
         checkpoint = before
-        if before.backfill_started_at is None or before.backfill_structure_hash != self.structure.hash:
+        if before.backfill_started_at is None or before.backfill_structure_hash != self._hash():
             checkpoint = replace(
-                before,
-                utc_offset_s=self.seen_offset_s,
-                backfill_started_at=self.started_at,
-                backfill_cursor=None,
-                backfill_structure_hash=self.structure.hash,
+                before, utc_offset_s=self.seen_offset_s, backfill_started_at=self.started_at, backfill_cursor=None
             )
-        cursor = checkpoint.backfill_cursor
-        left = [one for one in ordered if cursor is None or one > cursor]
-        for asked, found, gone in self._fetch(left, total=len(ordered)):
-            checkpoint = replace(checkpoint, backfill_cursor=asked[-1])
-            self._write(found, gone, checkpoint)
+        for batch in self.reader.batches(checkpoint.backfill_cursor or ""):
+            checkpoint = replace(checkpoint, backfill_cursor=batch.last, backfill_structure_hash=self._hash())
+            self._write(batch.found, batch.gone, checkpoint)
             if self.cycle.stopping:
                 return self._summary()
         # Nothing before the first attempt's start needs a second read, all after it does.
@@ -151,8 +178,9 @@ class Sync:
         done = Checkpoint(
             synced_until=begun_at,
             utc_offset_s=checkpoint.utc_offset_s,  # of when the backfill began, as the window will
-            structure_hash=self.structure.hash,
-            reconciled_at=begun_at if sees_all else before.reconciled_at,
+            structure_hash=self._hash(),
+            reconciled_at=begun_at,
+            project_created=checkpoint.project_created,
         )
         return self._finish([], done)
 
@@ -160,19 +188,18 @@ class Sync:
 
     def _incremental(self, before: Checkpoint) -> dict[str, Any]:
         self.begin = begin = self._window_begin(before)
-        changed, _ = self._ids({"dateRangeBegin": server_format(begin)})
-        log = read_log(self.client, begin, self.structure.id_field)
-        wanted = set(changed) | log.touched
+        renamed = read_log(self.client, begin, self.structure.id_field, lambda ids: self.ids.mark("wanted", ids))
+        self.reader.list_changed(server_format(begin))
+        self.ids.want("rows > 0")
         reconciled_at = before.reconciled_at
-        if self.mode == "reconcile" or log.renamed:
-            ids, sees_all = self._all_ids()
-            if sees_all:
-                wanted |= set(ids) ^ self.sink.record_ids(self.structure.project_id)
-                reconciled_at = self.started_at
+        if self.mode == "reconcile" or renamed:
+            sees_all = self._list_all()
+            self.ids.want("(rows > 0) <> (known > 0)" if sees_all else "rows > 0 AND NOT known")
+            reconciled_at = self.started_at
         all_gone: list[str] = []
-        for _, found, gone in self._fetch(sorted(wanted), total=len(wanted)):
-            all_gone += gone
-            self._write(found, [], before)
+        for batch in self.reader.batches(""):
+            all_gone += batch.gone
+            self._write(batch.found, [], before)
             if self.cycle.stopping:
                 return self._summary()
         done = replace(
@@ -189,152 +216,75 @@ class Sync:
         then_s = before.utc_offset_s if before.utc_offset_s is not None else self.offset_s
         return begin_by_offsets(begin, self.started_at, then_s, self.offset_s)
 
-    # Asking for ids and rows.
+    def _list_all(self) -> bool:
+        """List what the server has and what the sink has; return whether the server's list is known to be whole."""
+        sees_all = self.reader.list_all()
+        self.ids.mark("known", self.sink.record_ids(self.structure.project_id))
+        if not self.ids.count("rows > 0") and self.ids.count("known > 0"):
+            sees_all = self.reader.list_all()  # an empty answer gets a second look
+        missing = self.ids.some("known > 0 AND rows = 0", RENAMED_MAX) if sees_all else []
+        for record_id in missing if self.ids.count("rows > 0 AND NOT known") else []:
+            self.lost[self._content(self.sink.rows_of(self.structure.project_id, record_id))] = record_id
+        return sees_all
 
-    def _scope(self) -> dict[str, str]:
-        """Return the parameters that say what of a record is wanted; names hold no commas."""
-        scope = {"type": "flat", "rawOrLabel": self.redcap.raw_or_label}
-        for name, values in (("forms", self.redcap.forms), ("events", self.redcap.events)):
-            if values:
-                scope[name] = ",".join(values)
-        if self.redcap.filter_logic:
-            scope["filterLogic"] = self.redcap.filter_logic
-        return scope
-
-    def _all_ids(self) -> tuple[list[str], bool]:
-        """Return all record ids, and whether they are known to be all there are.
-
-        A token whose user is in a data access group sees its own records only, and nothing
-        says so but that the server leaves out the column of groups that was asked for.
-        """
-        scope = {name: value for name, value in self._scope().items() if name in ("events", "filterLogic")}
-        ids, columns = self._ids({**scope, "exportDataAccessGroups": "true"})
-        if "redcap_data_access_group" in columns:
-            return ids, True
-        try:
-            return ids, not self.client.table("dag")
-        except SyncError as error:
-            if error.transient:
-                raise
-            return ids, False  # the token may not ask: whether there are groups can't be known
-
-    def _ids(self, extra: Mapping[str, str]) -> tuple[list[str], set[str]]:
-        """Return the ids of the records that `extra` picks, each once, and the columns seen."""
-
-        def consume(rows: Iterator[Row]) -> tuple[list[str], set[str]]:
-            ids: dict[str, None] = {}
-            columns: set[str] = set()
-            for row in rows:
-                ids[records.key_of(row, self.structure.id_field).record_id] = None
-                columns = columns or set(row)
-                if len(ids) % 1000 == 0:
-                    self.cycle.progress(len(ids), None, "record ids")
-            return list(ids), columns
-
-        ids, columns = self.client.read("record", {"type": "flat", **extra, "fields": self.structure.id_field}, consume)
-        if self.structure.id_is_identifier:
-            records.refuse_hashed(ids, self.structure.id_field)
-        return ids, columns
-
-    def _fetch(
-        self, ids: Sequence[str], *, total: int
-    ) -> Iterator[tuple[Sequence[str], dict[str, dict[Key, Row]], list[str]]]:
-        """Yield each batch: the ids asked for, their records, and those confirmed gone."""
-        size = records.batch_size(self.redcap.batch_size, self.structure.columns)
-        done = total - len(ids)
-        waiting = list(ids)
-        while waiting:
-            some, waiting = waiting[:size], waiting[size:]
-            try:
-                found = self._rows(some, divisible=len(some) > 1)
-            except SyncError as error:
-                if not error.smaller or len(some) == 1:
-                    raise
-                size = max(1, len(some) // 2)
-                self.client.counters.retries += 1
-                waiting = some + waiting
-                continue
-            gone = self._look_again(found, some)
-            self.batches += 1
-            done += len(some)
-            yield some, found, gone
-            self.cycle.progress(done, total, "records")
-
-    def _rows(self, ids: Sequence[str], *, divisible: bool) -> dict[str, dict[Key, Row]]:
-        scope: dict[str, Any] = dict(self._scope())
-        if self.redcap.fields:
-            scope["fields"] = ",".join(dict.fromkeys([self.structure.id_field, *self.redcap.fields]))
-        elif self.redcap.forms:
-            scope["fields"] = self.structure.id_field
-
-        def consume(rows: Iterator[Row]) -> dict[str, dict[Key, Row]]:
-            if self.settings.drop_identifiers:
-                rows = (records.without(row, self.structure.identifiers) for row in rows)
-            return records.group(rows, self.structure.id_field, ids)
-
-        return self.client.read("record", {**scope, "records": ids}, consume, divisible=divisible)
-
-    def _look_again(self, found: dict[str, dict[Key, Row]], asked: Sequence[str]) -> list[str]:
-        """Ask once more for what did not come; return what is confirmed gone.
-
-        A server can lose rows without an error, so that a record is not there proves nothing.
-        """
-        have = {name.rstrip().casefold() for name in found}
-        respelt = [one for one in asked if one not in found and one.rstrip().casefold() in have]
-        missing = [one for one in asked if one.rstrip().casefold() not in have]
-        if not missing:
-            return respelt
-        again = self._rows(missing, divisible=False)
-        found |= again
-        have = {name.rstrip().casefold() for name in again}
-        return self._confirm_gone([one for one in missing if one.rstrip().casefold() not in have]) + respelt
-
-    def _confirm_gone(self, ids: Sequence[str]) -> list[str]:
-        """Return `ids` when a request for them alone, and only their id, brings none of them."""
-        for start in range(0, len(ids), records.RECORDS_MAX_PER_REQUEST):  # so never with an empty list
-            some = ids[start : start + records.RECORDS_MAX_PER_REQUEST]
-            scope = {name: value for name, value in self._scope().items() if name != "forms"}
-            parameters = {**scope, "fields": self.structure.id_field, "records": some}
-            present = self.client.read("record", parameters, lambda rows: sum(1 for _ in rows))
-            if present:
-                raise RecordsUnconfirmed(
-                    f"{present:,} rows of {len(some):,} records are on the server, but it left them out when "
-                    "it was asked for their data: it lost rows. Make REDCAP_BATCH_SIZE smaller"
-                )
-        return list(ids)
+    def _content(self, record: Record) -> str:
+        """Return a hash of all that a record holds but its id."""
+        rows = []
+        for key, row in sorted(record.items()):
+            rows.append([*key[1:], {**json.loads(row.data), self.structure.id_field: ""}])
+        return hashlib.blake2b(json.dumps(rows, sort_keys=True).encode()).hexdigest()
 
     # Writing.
 
     def _write(
         self,
-        found: Mapping[str, Mapping[Key, Row]],
+        found: Mapping[str, Record],
         gone: Sequence[str],
         checkpoint: Checkpoint,
-        cycle: Mapping[str, Any] | None = None,
+        last: Mapping[str, Any] | None = None,
     ) -> None:
         started_s = time.monotonic()
-        done = self.sink.write(
-            self.structure.project_id,
-            found,
-            gone,
-            at=self.now(),
-            erase=self.settings.on_delete == "erase",
-            checkpoint=checkpoint,
-            cycle=cycle,
-            counts=self.counts,
-        )
+        at, erase = self.now(), self.settings.on_delete == "erase"
+        with self.sink.transaction(self.structure.project_id, checkpoint) as transaction:
+            for new in found if self.lost else ():  # a rename leaves its trace in both: one change, not two
+                if old := self.lost.pop(self._content(found[new]), None):
+                    transaction.rename(old, new)
+            done = transaction.put(found, gone, at=at, erase=erase, handle=self.handle)
+            for name, count in asdict(done).items():
+                setattr(self.counts, name, getattr(self.counts, name) + count)
+            if last is not None:
+                if self.mode == "full":
+                    self._describe(transaction.connection)
+                    if erase:
+                        transaction.erase_deleted()
+                transaction.keep_cycle({**last, **asdict(self.counts)})
         self.write_s += time.monotonic() - started_s
         self.records += len(found)
-        self.rows += sum(map(len, found.values()))
-        for name, count in asdict(done).items():
-            setattr(self.counts, name, getattr(self.counts, name) + count)
+        for record in found.values():
+            self.rows += len(record)
+            self.mended += sum(row.mended for row in record.values())
+
+    def _describe(self, connection: Any) -> None:
+        """Make the views of what the token gets to see now, and say what it does not."""
+        if names := self.reader.hidden():
+            logger.warning(
+                "%d fields are in the dictionary and not in the server's answers, so they are not in the database: the "
+                "token's export rights hide them (%s%s)",
+                len(names),
+                ", ".join(names[:NAMES_SHOWN]),
+                ", ..." if len(names) > NAMES_SHOWN else "",
+            )
+        if self.sink.has_views:
+            columns = self.reader.columns or [one.name for one in self.structure.fields if one.kind != "descriptive"]
+            labels = self.redcap.raw_or_label == "label"
+            for name in views.make(connection, self.structure, columns, labels=labels):
+                logger.warning("the view %s stays as it was, as another stands on it (table fields has the new one)", name)
 
     def _finish(self, gone: Sequence[str], checkpoint: Checkpoint) -> dict[str, Any]:
         """Move the checkpoint, with the last changes and the cycle's own row."""
         row = self._summary()
         del row["zone_source"]
-        row |= {"cycle_id": self.cycle.id, "finished_at": self.now()}
-        self._write({}, gone, checkpoint, row)
+        self._write({}, gone, checkpoint, row | {"cycle_id": self.cycle.id, "finished_at": self.now()})
         return self._summary()
 
     def _summary(self) -> dict[str, Any]:
@@ -349,7 +299,9 @@ class Sync:
             "records": self.records,
             "rows": self.rows,
             **asdict(self.counts),
-            "batches": self.batches,
+            "mended": self.mended,
+            "fields_hidden": len(self.reader.hidden()),
+            "batches": self.reader.batches_done,
             "bytes_received": counters.bytes_received,
             "requests": counters.requests,
             "retries": counters.retries,

@@ -3,8 +3,7 @@
 The log's details hold patients' data. They are looked at here, row by row, and never kept.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from worker.errors import RightMissing
@@ -12,43 +11,35 @@ from worker.redcap import Client, Row
 from worker.window import offset_of
 
 _MINUTE = "%Y-%m-%d %H:%M"
-_NEWEST_ROWS = 20
+_NEWEST_ROWS = 1_000  # other people's: this client's own rows are behind them where the server is busy
 # Offsets from UTC go from -12 to +14 hours.
 _ANY_OFFSET = timedelta(hours=13)
 _CHANGE_OF_CLOCK = timedelta(hours=2)
 
 
-@dataclass(slots=True)
-class LogWindow:
-    """What happened in a window; nothing is known of it without the Logging right."""
+def read_log(client: Client, begin_local: datetime, id_field: str, touched: Callable[[Iterable[str]], None]) -> bool:
+    """Hand on the records that were edited or deleted since a local time of the server; return whether one was renamed.
 
-    touched: set[str] = field(default_factory=set)  # records that were edited or deleted
-    renamed: bool = False
-
-
-def read_log(client: Client, begin_local: datetime, id_field: str) -> LogWindow:
-    """Return the deletions and whether there was a rename since a local time of the server."""
+    Nothing is known of it without the Logging right.
+    """
     begin = {"beginTime": (begin_local - timedelta(minutes=1)).strftime(_MINUTE)}  # whole minutes, strictly after
+    renamed = False
 
-    def ids(rows: Iterator[Row]) -> set[str]:
-        return {str(row["record"]) for row in rows if row.get("record")}
-
-    def edits(rows: Iterator[Row]) -> tuple[set[str], bool]:
+    def ids(rows: Iterator[Row]) -> Iterator[str]:
         # A rename is logged as an edit whose details begin with the id field. A record that lost
         # its last row to an edit is in no answer to a range of dates: the log alone names it.
-        edited: set[str] = set()
-        renamed = False
+        nonlocal renamed
         for row in rows:
-            edited.add(str(row.get("record") or ""))
             renamed = renamed or str(row.get("details", "")).startswith(f"{id_field} = ")
-        return edited - {""}, renamed
+            if row.get("record"):
+                yield str(row["record"])
 
     try:
-        deleted = client.read("log", {**begin, "logtype": "record_delete"}, ids)
-        edited, renamed = client.read("log", {**begin, "logtype": "record_edit"}, edits)
+        for logtype in ("record_delete", "record_edit"):
+            client.read("log", {**begin, "logtype": logtype}, lambda rows: touched(ids(rows)))
     except RightMissing:
-        return LogWindow()
-    return LogWindow(deleted | edited, renamed)
+        return False
+    return renamed
 
 
 def server_offset(client: Client, last_offset_s: int | None) -> int | None:

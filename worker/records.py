@@ -6,11 +6,11 @@ Pure: no network, no database, no clock.
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
-from typing import Any
+import unicodedata
+from collections.abc import Collection, Iterable
+from typing import Any, NamedTuple
 
-from worker.errors import AnswerMalformed, IdsHashed
+from worker.errors import AnswerMalformed, IdsHashed, SyncError
 
 Row = dict[str, Any]
 
@@ -21,10 +21,11 @@ CELLS_PER_BATCH = 100_000
 BATCH_MAX_AUTO = 500
 
 _HASHED = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
+_UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # no database takes half a character, PostgreSQL no NUL
+_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(NamedTuple):
     """What tells a project's rows apart; the empty string and 0 where a part is absent."""
 
     record_id: str
@@ -33,13 +34,24 @@ class Key:
     repeat_instance: int
 
 
+class Stored(NamedTuple):
+    """A row as it is kept: JSON text, its keys as they came, and the hash by which rows are compared."""
+
+    data: str
+    data_hash: str
+    mended: bool  # a character that no database takes was replaced by U+FFFD
+
+
+Record = dict[Key, Stored]
+
+
 def key_of(row: Row, id_field: str) -> Key:
     """Return the key of a row. Raises AnswerMalformed when it has none."""
     record_id = row.get(id_field)
-    if not isinstance(record_id, str) or not record_id:
+    if not isinstance(record_id, str) or not record_id or _UNSTORABLE.search(record_id):
         raise AnswerMalformed(
-            f"a row came without its record id ({id_field}): the first field of the dictionary was renamed "
-            "during the cycle, or the token may not export its instrument"
+            f"a row came without a record id ({id_field}), or with one that no database takes: the first field of the "
+            "dictionary was renamed during the cycle, or the token may not export its instrument"
         )
     instance = row.get("redcap_repeat_instance", "")
     try:
@@ -54,40 +66,60 @@ def without(row: Row, fields: Collection[str]) -> Row:
     return {column: value for column, value in row.items() if column.partition("___")[0] not in fields}
 
 
-def data_of(row: Row) -> tuple[str, str]:
-    """Return a row as JSON text, its keys as they came, and the hash by which rows are compared."""
-    text = json.dumps(row, ensure_ascii=False, separators=(",", ":"))
-    text = text.encode("utf-8", "surrogatepass").decode("utf-8", "replace")  # no database takes half a character
-    canonical = json.dumps(row, ensure_ascii=False, separators=(",", ":"), sort_keys=True)
-    return text, hashlib.blake2b(canonical.encode("utf-8", "surrogatepass"), digest_size=16).hexdigest()
+def stored(row: Row) -> Stored:
+    """Return a row as it is kept."""
+    text = _to_json(row)
+    # A NUL is an escape in JSON; the other characters stand for themselves.
+    mended = False
+    if "\\u0000" in text or (not text.isascii() and _UNSTORABLE.search(text)):
+        clean = {
+            key: _UNSTORABLE.sub("\ufffd", value) if isinstance(value, str) else value for key, value in row.items()
+        }
+        text, mended = _to_json(clean), clean != row
+    return Stored(text, hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), mended)
 
 
-def group(rows: Iterable[Row], id_field: str, asked: Iterable[str]) -> dict[str, dict[Key, Row]]:
+def folded(record_id: str) -> str:
+    """Return what the server compares of an id: MySQL's collation ignores case, accents, trailing blanks."""
+    if record_id.isascii():
+        return record_id.rstrip().lower()
+    apart = unicodedata.normalize("NFKD", record_id.rstrip().casefold())
+    return "".join(one for one in apart if not unicodedata.combining(one))
+
+
+def group(rows: Iterable[Row], id_field: str, asked: Iterable[str]) -> dict[str, Record]:
     """Return the rows of each record that was asked for, by record id and key.
 
     Raises AnswerMalformed for a record that was not asked for, and for two rows of one key.
     """
-    # The server compares ids as MySQL does: case and trailing blanks do not count.
-    folded = {name.rstrip().casefold() for name in asked}
-    records: dict[str, dict[Key, Row]] = {}
+    wanted = set(map(folded, asked))
+    records: dict[str, Record] = {}
     for row in rows:
         key = key_of(row, id_field)
-        if key.record_id.rstrip().casefold() not in folded:
-            raise AnswerMalformed("the server sent a record that was not asked for")
-        into = records.setdefault(key.record_id, {})
+        into = records.get(key.record_id)
+        if into is None:
+            if folded(key.record_id) not in wanted:
+                if is_hashed(key.record_id):
+                    raise hidden_ids(id_field)
+                raise AnswerMalformed("the server sent a record that was not asked for")
+            into = records[key.record_id] = {}
         if key in into:
             raise AnswerMalformed("the server sent two rows with one key")
-        into[key] = row
+        into[key] = stored(row)
     return records
 
 
-def refuse_hashed(ids: Sequence[str], id_field: str) -> None:
-    """Raise IdsHashed when all ids are hashes, which the token's export rights make of them."""
-    if ids and all(_HASHED.fullmatch(one) for one in ids):
-        raise IdsHashed(
-            f"all {len(ids):,} record ids came as hashes: {id_field} is marked as an identifier and the token's "
-            "export rights are de-identified. Give the token's user full data export rights for it"
-        )
+def is_hashed(record_id: str) -> bool:
+    """Return whether an id looks like the hash that de-identified export rights make of it."""
+    return bool(_HASHED.fullmatch(record_id))
+
+
+def hidden_ids(id_field: str) -> SyncError:
+    """Return the error of ids that came as hashes."""
+    return IdsHashed(
+        f"the record ids came as hashes: {id_field} is marked as an identifier and the token's export rights are "
+        "de-identified. Give the token's user full data export rights for it"
+    )
 
 
 def batch_size(setting: int | str, columns: int) -> int:

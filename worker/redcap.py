@@ -1,9 +1,11 @@
 """The API client: one connection, a bounded rate, answers read as they arrive."""
 
 import email.utils
+import os
 import random
 import ssl
 import time
+from array import array
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,7 +17,7 @@ from urllib3 import Retry
 from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, ProtocolError, ReadTimeoutError
 
 from worker import errors, stream
-from worker.settings import RedcapSettings
+from worker.settings import RATE_MAX, RedcapSettings
 
 T = TypeVar("T")
 Row = dict[str, Any]
@@ -43,14 +45,22 @@ class Client:
 
     settings: RedcapSettings
     remaining_s: Callable[[], float]
+    state_dir: str
     sleep: Callable[[float], None] = time.sleep
     chance: Callable[[], float] = random.random
     counters: Counters = field(default_factory=Counters)
     server_time: datetime | None = None  # the Date header of the last answer, UTC
     _sent: deque[float] = field(default_factory=deque)
     _session: requests.Session = field(default_factory=requests.Session)
+    _sent_fd: int = -1
 
     def __post_init__(self) -> None:
+        # The rate is kept across cycles too: this clock is the same in every process, until a reboot.
+        self._sent_fd = os.open(os.path.join(self.state_dir, "requests"), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        now_s = time.monotonic()
+        kept = os.pread(self._sent_fd, RATE_MAX * 8, 0)
+        before = array("d", kept[: len(kept) // 8 * 8])
+        self._sent.extend(sorted(sent_s for sent_s in before if now_s - RATE_WINDOW_S < sent_s <= now_s))
         # Proxies are taken from the environment; passwords of a .netrc and its like are not.
         self._session.trust_env = False
         self._session.proxies = dict(requests.utils.get_environ_proxies(self.settings.api_url))
@@ -61,6 +71,7 @@ class Client:
     def close(self) -> None:
         """Close the connection."""
         self._session.close()
+        os.close(self._sent_fd)
 
     def table(self, content: str, **parameters: str | Iterable[str]) -> list[Row]:
         """Return a small answer whole: metadata, events, a log's window."""
@@ -162,6 +173,7 @@ class Client:
             self.sleep(self._sent[0] + RATE_WINDOW_S - now_s)
             self._sent.popleft()
         self._sent.append(time.monotonic())
+        os.ftruncate(self._sent_fd, os.pwrite(self._sent_fd, array("d", self._sent).tobytes(), 0))
 
     def _note_time(self, response: requests.Response) -> None:
         try:
@@ -185,14 +197,14 @@ class Client:
                 _retry_after_s(response.headers.get("Retry-After")),
             )
         text = self._error_text(response)
-        if status in (502, 503, 504, 500, 408):
-            problem = _refusal(text) if text else None
-            if isinstance(problem, errors.OutOfServerMemory):
-                raise problem
-            if status == 504:
-                raise errors.ServerTooSlow(
-                    "the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller"
-                )
+        said = _refusal(text) if text else None
+        if isinstance(said, errors.OutOfServerMemory):
+            raise said
+        if status == 504:
+            raise errors.ServerTooSlow(
+                "the server's gateway gave up waiting (status 504): make REDCAP_BATCH_SIZE smaller"
+            )
+        if status in (408, 500, 502, 503):
             raise errors.ServerFailed(
                 f"the server failed with status {status}: it is down, overloaded or in maintenance"
             )
@@ -207,9 +219,7 @@ class Client:
             )
         if status == 404:
             raise errors.RequestRefused("the server has no API at this address (status 404): check REDCAP_API_URL")
-        if text:
-            raise _refusal(text)
-        raise errors.RequestRefused(f"the server refuses the request (status {status}) and does not say why")
+        raise said or errors.RequestRefused(f"the server refuses the request (status {status}) and does not say why")
 
     def _error_text(self, response: requests.Response) -> str:
         """Return the text of the server's JSON error; empty when the body is something else."""

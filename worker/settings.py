@@ -8,12 +8,22 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    BeforeValidator,
+    DirectoryPath,
+    Field,
+    FilePath,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
 
 from worker.errors import SettingsError
+from worker.handler import find
 from worker.records import RECORDS_MAX_PER_REQUEST
 
 Fault = Mapping[str, str]  # variable, message
@@ -21,6 +31,7 @@ Fault = Mapping[str, str]  # variable, message
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DURATION_MAX_S = 10 * 366 * 86_400
 RATE_MAX = 600  # above it a server bans the address
+SHAPING = {"handler", "on_delete", "drop_identifiers"}  # a change of these makes other rows, so a full cycle
 _UNIT_S = {"": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86_400.0}
 
 
@@ -74,7 +85,7 @@ class RedcapSettings(BaseSettings):
     reconcile_every: Seconds = Field(86_400.0, ge=0)
     timeout: Annotated[tuple[Seconds, Seconds], NoDecode] = (10.0, 300.0)
     retries: int = Field(5, ge=0, le=20)
-    ca_bundle: Path | None = None
+    ca_bundle: FilePath | DirectoryPath | None = None
 
     @field_validator("api_url")
     @classmethod
@@ -108,13 +119,6 @@ class RedcapSettings(BaseSettings):
             raise ValueError("is no zone of the IANA database, as Europe/Berlin or America/Chicago") from None
         return name
 
-    @field_validator("ca_bundle")
-    @classmethod
-    def _bundle(cls, path: Path | None) -> Path | None:
-        if path and not path.exists():
-            raise ValueError("names a file that does not exist")
-        return path
-
 
 def _api_url(text: str, *, allow_http: bool) -> str:
     try:
@@ -144,13 +148,20 @@ class SyncSettings(BaseSettings):
     )
 
     sink: str = ""  # empty: SQLite in the state directory
+    handler: str = ""
     on_delete: Literal["mark", "erase"] = "mark"
     drop_identifiers: bool = False
+
+    @field_validator("handler")
+    @classmethod
+    def _callable(cls, target: str) -> str:
+        find(target)
+        return target
 
     @field_validator("sink")
     @classmethod
     def _known(cls, text: str) -> str:
-        if not text:
+        if not text or text.removeprefix("jsonl:") not in (text, ""):
             return text
         try:
             url = make_url(text)
@@ -160,7 +171,7 @@ class SyncSettings(BaseSettings):
         except (ArgumentError, ValueError):
             good = False
         if not good:
-            raise ValueError("must be sqlite:///FILE or postgresql+psycopg://USER@HOST/DATABASE")
+            raise ValueError("must be sqlite:///FILE, postgresql+psycopg://USER@HOST/DATABASE, or jsonl:FOLDER")
         return text
 
 
@@ -180,8 +191,6 @@ def faults() -> list[Fault]:
     except SettingsError as error:
         found.append({"variable": "REDCAP_API_TOKEN_FILE", "message": str(error)})
         token = {"api_token": "0" * 32}  # so that it is not called missing as well
-    if os.environ.get("SYNC_HANDLER"):
-        found.append({"variable": "SYNC_HANDLER", "message": "can't be set: this version has no handlers yet"})
     for prefix, model, given in (("REDCAP_", RedcapSettings, token), ("SYNC_", SyncSettings, {})):
         try:
             model(**given)

@@ -1,17 +1,21 @@
 """A sandbox server, and the sync run in the test's own process against it."""
 
+import itertools
 import json
+import os
 import sqlite3
 import uuid
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
+import psycopg
 import pytest
 
 from ops.sandbox import synthetic
 from ops.sandbox.api import Api
 from ops.sandbox.server import running
+from tests.sync import postgres
 from worker.job import sync
 
 TOKEN = "0123456789ABCDEF" * 2
@@ -52,7 +56,11 @@ class World:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """Ask the database."""
-        with closing(sqlite3.connect(self.state_dir / "redcap.db")) as connection:
+        if url := os.environ.get("SYNC_SINK", "").replace("+psycopg", ""):
+            with psycopg.connect(url) as server:
+                asked = server.execute(sql)
+                return asked.fetchall() if asked.description else []
+        with closing(sqlite3.connect(self.state_dir / "redcap.db")) as connection, connection:
             return connection.execute(sql).fetchall()
 
     def stored(self) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -60,7 +68,7 @@ class World:
         rows = self.query(
             "SELECT record_id, event, repeat_instrument, repeat_instance, data FROM records WHERE deleted_at IS NULL"
         )
-        return {row[:4]: json.loads(row[4]) for row in rows}
+        return {row[:4]: json.loads(row[4]) if isinstance(row[4], str) else row[4] for row in rows}
 
     def truth(self) -> dict[tuple[Any, ...], dict[str, Any]]:
         """Return what the server exports, by key."""
@@ -92,3 +100,31 @@ def world(tmp_path, monkeypatch):
         monkeypatch.setenv("REDCAP_MAX_RATE", "600")
         monkeypatch.setenv("REDCAP_RETRIES", "0")
         yield World(api, server, tmp_path)
+
+
+@pytest.fixture(scope="session")
+def postgres_server():
+    with postgres.server() as url:
+        yield url
+
+
+_databases = itertools.count()
+
+
+@pytest.fixture
+def postgres_url(postgres_server):
+    """A database of the test's own on a real server."""
+    name = f"test_{next(_databases)}"
+    with psycopg.connect(postgres_server.replace("+psycopg", ""), autocommit=True) as connection:
+        connection.execute(f"CREATE DATABASE {name}")
+        yield postgres_server.replace("/postgres?", f"/{name}?")
+        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def either(request, world, monkeypatch):
+    """A world with the database in SQLite, and one with it in PostgreSQL."""
+    if request.param == "postgresql":
+        monkeypatch.setenv("SYNC_SINK", request.getfixturevalue("postgres_url"))
+    world.dialect = request.param
+    return world

@@ -14,6 +14,7 @@ from typing import Any
 
 import psycopg
 
+from tests import servers
 from tests.conftest import wait_until
 
 
@@ -73,6 +74,7 @@ def server() -> Iterator[str]:
             start_new_session=True,
             **_unprivileged(),
         )
+        servers.PIDS.add(process.pid)
         try:
             wait_until(lambda: _answers(home))
             yield f"postgresql+psycopg://postgres@/postgres?host={home}"

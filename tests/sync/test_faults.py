@@ -111,7 +111,7 @@ def test_lost_rows_are_asked_for_again(world, spoil):
 def test_a_bomb_takes_time_but_no_memory(world):
     world.server.faults.add("bomb")
     redcap, _ = load()
-    client = Client(redcap, lambda: 60.0)
+    client = Client(redcap, lambda: 60.0, str(world.state_dir))
     assert client.table("metadata") == []
     assert client.counters.bytes_received == 200_000_002
     client.close()
@@ -169,18 +169,15 @@ def test_a_wrong_path(world, monkeypatch):
 
 
 def test_no_record_value_in_an_unexpected_error(world, monkeypatch):
-    from worker import records
-
     def defect(row):
         raise KeyError(row["first_name"])
 
-    monkeypatch.setattr("worker.sink.sql.data_of", defect)
+    monkeypatch.setattr("worker.records.stored", defect)
     with pytest.raises(errors.UnexpectedError) as caught:
         world.sync()
     names = {one.rows[("enrolment_arm_1", "", 0)]["first_name"] for one in world.api.project.records.values()}
     assert not any(name in str(caught.value) for name in names)
     assert "KeyError" in str(caught.value)
-    assert records.data_of({})  # the patch is of the sink alone
 
 
 def test_a_sink_that_refuses_names_itself_and_no_value(world, monkeypatch):

@@ -92,13 +92,27 @@ def test_keys():
             records.key_of(bad, "record_id")
 
 
-def test_the_order_of_columns_is_kept_and_does_not_count():
-    one, one_hash = records.data_of({"b": "1", "a": "ä"})
-    two, two_hash = records.data_of({"a": "ä", "b": "1"})
-    assert one == '{"b":"1","a":"ä"}'
-    assert one != two
-    assert one_hash == two_hash
-    assert records.data_of({"a": "ä", "b": ""})[1] != one_hash
+def test_a_row_is_kept_as_it_came():
+    one = records.stored({"b": "1", "a": "ä"})
+    assert one.data == '{"b":"1","a":"ä"}'
+    assert not one.mended
+    assert records.stored({"b": "1", "a": "ä"}) == one
+    for other in ({"b": "1", "a": ""}, {"b": "1"}, {"b": "1", "a": "a"}, {"b": 1, "a": "ä"}):
+        assert records.stored(other).data_hash != one.data_hash
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800x", "\ud83d\ude00"[:1]])
+def test_a_character_that_no_database_takes_is_marked(text):
+    row = records.stored({"a": text, "b": 3, "c": "\\u0000"})
+    assert row.mended
+    assert "\ufffd" in json.loads(row.data)["a"]
+    assert json.loads(row.data) | {"a": ""} == {"a": "", "b": 3, "c": "\\u0000"}
+
+
+def test_a_backslash_before_u0000_is_text():
+    row = records.stored({"c": "\\u0000"})
+    assert not row.mended
+    assert json.loads(row.data) == {"c": "\\u0000"}
 
 
 def test_a_record_nobody_asked_for_and_a_row_that_comes_twice():
@@ -107,14 +121,9 @@ def test_a_record_nobody_asked_for_and_a_row_that_comes_twice():
     with pytest.raises(errors.AnswerMalformed, match="one key"):
         records.group([row(), row()], "record_id", ["1"])
     assert set(records.group([row("a ")], "record_id", ["A"])) == {"a "}  # as MySQL compares
-
-
-def test_hashed_ids_stop_the_sync():
-    records.refuse_hashed(["1", "2"], "record_id")
-    records.refuse_hashed([], "record_id")
-    records.refuse_hashed(["a" * 32, "1"], "record_id")
+    assert set(records.group([row("e\u0301"), row("Ö")], "record_id", ["É", "o"])) == {"e\u0301", "Ö"}
     with pytest.raises(errors.IdsHashed, match="rights"):
-        records.refuse_hashed(["a" * 32, "0" * 32], "record_id")
+        records.group([row("a" * 32)], "record_id", ["1"])
 
 
 @pytest.mark.parametrize(

@@ -29,7 +29,7 @@ def test_a_first_sync_reads_everything(world):
     assert set(summary) == {
         "project_id", "window_begin", "window_end", "records", "rows", "inserted", "updated", "unchanged",
         "deleted", "batches", "bytes_received", "requests", "retries", "fetch_s", "process_s", "write_s",
-        "mode", "zone_source",
+        "mode", "zone_source", "mended", "fields_hidden",
     }  # fmt: skip
     (cycle,) = world.query("SELECT cycle_id, mode, records, rows, inserted FROM cycles")
     assert cycle == ("cycle-1", "full", 60, rows, rows)
@@ -382,7 +382,7 @@ def test_requests_keep_below_the_rate(world, monkeypatch):
     monkeypatch.setenv("REDCAP_MAX_RATE", "5")
     slept = []
     redcap, _ = load()
-    client = Client(redcap, lambda: 60.0, sleep=slept.append)
+    client = Client(redcap, lambda: 60.0, str(world.state_dir), sleep=slept.append)
     for _ in range(5):
         client.table("instrument")
     assert slept == []

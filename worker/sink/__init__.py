@@ -1,8 +1,8 @@
 """Where rows go. `open_sink` is all that the job needs of it."""
 
-from worker.sink.sql import Batch, Checkpoint, SqlSink
+from worker.sink.sql import Checkpoint, Counts, SqlSink
 
-__all__ = ["Batch", "Checkpoint", "SqlSink", "open_sink"]
+__all__ = ["Checkpoint", "Counts", "SqlSink", "open_sink"]
 
 
 def open_sink(url: str, state_dir: str) -> SqlSink:
@@ -10,4 +10,8 @@ def open_sink(url: str, state_dir: str) -> SqlSink:
 
     Raises SinkFailed when it can't be opened or written.
     """
+    if url.startswith("jsonl:"):
+        from worker.sink.jsonl import JsonlSink  # noqa: PLC0415 - a database has no use for it
+
+        return JsonlSink(url.removeprefix("jsonl:"))
     return SqlSink(url or f"sqlite:///{state_dir}/redcap.db")

@@ -1,25 +1,46 @@
 """Rows into SQLite or PostgreSQL through SQLAlchemy Core; a transaction a batch."""
 
+import fcntl
+import os
 import sqlite3
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from typing import Any, TypeVar
+from typing import Any
 
-from sqlalchemy import Connection, and_, bindparam, create_engine, delete, event, insert, select, text, update
+from sqlalchemy import (
+    Connection,
+    Text,
+    and_,
+    bindparam,
+    cast,
+    create_engine,
+    delete,
+    event,
+    insert,
+    select,
+    text,
+    update,
+)
+from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Engine, make_url
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
-from sqlalchemy.sql.dml import Delete, Update
 
 from worker.errors import SinkBusy, SinkFailed
-from worker.records import Key, Row, data_of
-from worker.sink.schema import checkpoints, cycles, metadata, records
+from worker.records import Key, Record, Stored
+from worker.sink import schema
+from worker.sink.schema import checkpoints, cycles, records
 
-Statement = TypeVar("Statement", Update, Delete)
+Handle = Callable[[str, Record, Connection], Record]
 
 BUSY_TIMEOUT_S = 30.0
+LOCK_PATIENCE_S = 10  # a killed worker's connection lives until the server has noticed
 LOOKUP_RECORDS = 500  # records in one SELECT; SQLite takes 32,766 variables, PostgreSQL 65,535
+CURSOR_ROWS = 10_000
+
+_KEY = ("project_id", *Key._fields)
+_BY_KEY = and_(*(records.c[name] == bindparam(f"k_{name}") for name in _KEY))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -33,11 +54,12 @@ class Checkpoint:
     backfill_started_at: datetime | None = None
     backfill_cursor: str | None = None
     backfill_structure_hash: str | None = None
+    project_created: str | None = None
 
 
 @dataclass(slots=True)
-class Batch:
-    """What one transaction did."""
+class Counts:
+    """What was done to the rows."""
 
     inserted: int = 0
     updated: int = 0
@@ -46,21 +68,30 @@ class Batch:
 
 
 class SqlSink:
-    """One database. Raises SinkFailed for whatever it refuses, without quoting a value."""
+    """One database on one connection. Raises SinkFailed for whatever it refuses, without quoting a value."""
+
+    has_views = True
 
     def __init__(self, url: str) -> None:
+        # A query may hold a password too.
+        self._name = make_url(url).set(username=None, password=None, query={}).render_as_string()
         # hide_parameters: SQLAlchemy's errors would quote the rows otherwise.
-        shown = make_url(url).set(username=None, password=None, query={})  # a query may hold a password too
-        self._name = shown.render_as_string()
         self._engine = create_engine(url, hide_parameters=True, json_serializer=str)
+        self._upsert = _upsert(self._engine.dialect.name)
         if self._engine.dialect.name == "sqlite":
             _set_up_sqlite(self._engine)
-        self._revisions: dict[int, int] = {}
+        self._lock_fd = -1
+        self._revision = 0
         with self._errors("be opened"):
-            metadata.create_all(self._engine)
+            self._connection = self._engine.connect()
+            with self._connection.begin():
+                schema.prepare(self._connection)
 
     def close(self) -> None:
-        """Close all connections."""
+        """Close the connection, and with it let the lock go."""
+        if self._lock_fd >= 0:
+            os.close(self._lock_fd)
+        self._connection.close()
         self._engine.dispose()
 
     @contextmanager
@@ -68,137 +99,172 @@ class SqlSink:
         try:
             yield
         except DBAPIError as error:
-            raise SinkFailed(f"{self._name} can't {what}: {_reason(error)}") from None
+            raise SinkFailed(f"{self._name} can't {what}: {_reason(error, connecting=what == 'be opened')}") from None
         except SQLAlchemyError as error:
             raise SinkFailed(f"{self._name} can't {what} ({type(error).__name__})") from None
 
+    def lock(self, project_id: int) -> None:
+        """Hold the project until `close`, or until this process ends. Raises SinkBusy."""
+        busy = SinkBusy(
+            f"another sync is at work on project {project_id} in {self._name}: run one instance for a project"
+        )
+        file = self._engine.url.database
+        if self._engine.dialect.name == "sqlite" and file and file != ":memory:":
+            # One byte of the file for each project; the kernel drops the lock with its holder.
+            self._lock_fd = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, project_id)
+            except BlockingIOError:
+                raise busy from None
+        elif self._engine.dialect.name == "postgresql":
+            with self._errors("be locked"):
+                try:
+                    with self._connection.begin():
+                        self._connection.execute(text(f"SET LOCAL lock_timeout = '{LOCK_PATIENCE_S}s'"))
+                        take = text("SELECT pg_advisory_lock(hashtext('redcap-sync'), :project_id)")
+                        self._connection.execute(take, {"project_id": project_id})
+                except DBAPIError as error:
+                    if getattr(error.orig, "sqlstate", None) == "55P03":  # lock_not_available
+                        raise busy from None
+                    raise
+
     def checkpoint(self, project_id: int) -> Checkpoint:
         """Return the checkpoint of a project; an empty one where there is none yet."""
-        with self._errors("be read"), self._engine.begin() as connection:
-            found = (
-                connection.execute(select(checkpoints).where(checkpoints.c.project_id == project_id)).mappings().first()
-            )
+        with self._errors("be read"), self._connection.begin():
+            query = select(checkpoints).where(checkpoints.c.project_id == project_id)
+            found = self._connection.execute(query).mappings().first()
             if found is None:
-                self._revisions[project_id] = 0
-                connection.execute(insert(checkpoints).values(project_id=project_id, revision=0))
+                self._revision = 0
+                self._connection.execute(insert(checkpoints).values(project_id=project_id, revision=0))
                 return Checkpoint()
         fields = dict(found)
-        self._revisions[fields.pop("project_id")] = fields.pop("revision")
+        self._revision = fields.pop("revision")
+        del fields["project_id"]
         return Checkpoint(**{name: _utc(value) for name, value in fields.items()})
 
-    def record_ids(self, project_id: int) -> set[str]:
-        """Return the ids of all records that have a row which is not deleted."""
-        with self._errors("be read"), self._engine.connect() as connection:
-            found = connection.execute(
-                select(records.c.record_id)
-                .where(records.c.project_id == project_id, records.c.deleted_at.is_(None))
-                .distinct()
-            )
-            return {row.record_id for row in found}
+    def record_ids(self, project_id: int, limit: int | None = None) -> Iterator[str]:
+        """Yield the ids of all records, or of some, that have a row which is not deleted."""
+        query = (
+            select(records.c.record_id)
+            .where(records.c.project_id == project_id, records.c.deleted_at.is_(None))
+            .distinct()
+            .limit(limit)
+        )
+        with self._errors("be read"), self._connection.begin():
+            yield from self._connection.execute(query, execution_options={"yield_per": CURSOR_ROWS}).scalars()
 
-    def write(
+    def rows_of(self, project_id: int, record_id: str) -> Record:
+        """Return the rows of a record that are not deleted."""
+        columns = [records.c[name] for name in (*Key._fields, "data_hash")]
+        query = select(*columns, cast(records.c.data, Text)).where(
+            records.c.project_id == project_id, records.c.record_id == record_id, records.c.deleted_at.is_(None)
+        )
+        with self._errors("be read"), self._connection.begin():
+            rows = self._connection.execute(query)
+            return {Key(*key): Stored(data, digest, False) for *key, digest, data in rows}
+
+    @contextmanager
+    def transaction(self, project_id: int, checkpoint: Checkpoint) -> Iterator["Transaction"]:
+        """Move the checkpoint, with whatever is done inside: all of it is there afterwards, or nothing.
+
+        Raises SinkBusy when another sync has moved it meanwhile.
+        """
+        with self._errors("be written"), self._connection.begin():
+            moved = self._connection.execute(
+                update(checkpoints)
+                .where(checkpoints.c.project_id == project_id, checkpoints.c.revision == self._revision)
+                .values(revision=self._revision + 1, **asdict(checkpoint))
+            )
+            if moved.rowcount != 1:
+                raise SinkBusy(
+                    f"another sync has written project {project_id} into {self._name} during this cycle: "
+                    "run one instance for a project"
+                )
+            yield self._transaction(project_id)
+        self._revision += 1
+
+    def _transaction(self, project_id: int) -> "Transaction":
+        return Transaction(self._connection, project_id, self._upsert)
+
+
+@dataclass(slots=True)
+class Transaction:
+    """What can be done to a project's rows in one transaction."""
+
+    connection: Connection
+    project_id: int
+    upsert: Any
+
+    def put(
         self,
-        project_id: int,
-        found: Mapping[str, Mapping[Key, Row]],
+        found: Mapping[str, Record],
         gone: Sequence[str],
         *,
         at: datetime,
         erase: bool,
-        checkpoint: Checkpoint,
-        cycle: Mapping[str, Any] | None = None,
-        counts: Batch | None = None,
-    ) -> Batch:
-        """Make each record of `found` exactly its rows, end those of `gone`, move the checkpoint.
-
-        One transaction: all of it is there afterwards, or nothing. `cycle` is the row of the
-        cycles table, filled up with `counts` and with what this transaction did. Raises
-        SinkBusy when another sync has moved the checkpoint meanwhile.
-        """
-        done = Batch()
-        with self._errors("be written"), self._engine.begin() as connection:
-            self._move(connection, project_id, checkpoint)
-            stored = self._stored(connection, project_id, [*found, *gone])
-            inserts: list[dict[str, Any]] = []
-            updates: list[dict[str, Any]] = []
-            for rows in found.values():
-                for key, row in rows.items():
-                    data, digest = data_of(row)
-                    before = stored.pop(key, None)
-                    if before is None:
-                        inserts.append(_values(project_id, key, data, digest, at))
-                    elif before != (digest, False):
-                        updates.append(
-                            _bound(project_id, key)
-                            | {"data": data, "data_hash": digest, "changed_at": at, "deleted_at": None}
-                        )
-                    else:
-                        done.unchanged += 1
-            ended = [_bound(project_id, key) for key, (_, deleted) in stored.items() if not deleted or erase]
-            done.inserted, done.updated, done.deleted = len(inserts), len(updates), len(ended)
-            if inserts:
-                connection.execute(insert(records), inserts)
-            if updates:
-                connection.execute(_where_key(update(records)), updates)
-            if ended and erase:
-                connection.execute(_where_key(delete(records)), ended)
-            elif ended:
-                marks = {"deleted_at": at, "changed_at": at}
-                connection.execute(_where_key(update(records)), [one | marks for one in ended])
-            if cycle is not None:
-                connection.execute(insert(cycles).values(**_summed(cycle, counts, done)))
-        self._revisions[project_id] += 1
+        handle: Handle | None = None,
+    ) -> Counts:
+        """Make each record of `found` exactly its rows, and end those of `gone`; return what that came to."""
+        stored = self._stored([*found, *gone])
+        done = Counts()
+        changed: list[dict[str, Any]] = []
+        for record_id in [*found, *gone]:
+            record = found.get(record_id, {})
+            if handle is not None:
+                record = handle(record_id, record, self.connection)
+            for key, row in record.items():
+                before = stored.pop(key, None)
+                if before == (row.data_hash, False):
+                    done.unchanged += 1
+                    continue
+                done.inserted += before is None
+                done.updated += before is not None
+                values = dict(zip(_KEY, (self.project_id, *key), strict=True))
+                times = {"first_seen_at": at, "changed_at": at, "deleted_at": None}
+                changed.append(values | times | {"data": row.data, "data_hash": row.data_hash})
+        ended = [key for key, (_, deleted) in stored.items() if not deleted or erase]
+        done.deleted = len(ended)
+        self._change(changed, ended, at=at, erase=erase)
         return done
 
-    def _move(self, connection: Connection, project_id: int, checkpoint: Checkpoint) -> None:
-        seen = self._revisions[project_id]
-        moved = connection.execute(
-            update(checkpoints)
-            .where(checkpoints.c.project_id == project_id, checkpoints.c.revision == seen)
-            .values(revision=seen + 1, **asdict(checkpoint))
-        )
-        if moved.rowcount != 1:
-            raise SinkBusy(
-                f"another sync has written project {project_id} into {self._name} during this cycle: "
-                "run one instance for a project"
-            )
+    def _change(self, changed: list[dict[str, Any]], ended: list[Key], *, at: datetime, erase: bool) -> None:
+        if changed:
+            self.connection.execute(self.upsert, changed)
+        if ended:
+            keys = [{f"k_{name}": v for name, v in zip(_KEY, (self.project_id, *key), strict=True)} for key in ended]
+            mark = update(records).where(_BY_KEY).values(deleted_at=at, changed_at=at)
+            self.connection.execute(delete(records).where(_BY_KEY) if erase else mark, keys)
 
-    def _stored(self, connection: Connection, project_id: int, ids: Sequence[str]) -> dict[Key, tuple[str, bool]]:
+    def _stored(self, ids: Sequence[str]) -> dict[Key, tuple[str, bool]]:
         stored: dict[Key, tuple[str, bool]] = {}  # hash, whether it is deleted
-        columns = [records.c[name] for name in (*Key.__slots__, "data_hash", "deleted_at")]
+        columns = [records.c[name] for name in (*Key._fields, "data_hash", "deleted_at")]
         for start in range(0, len(ids), LOOKUP_RECORDS):
             some = ids[start : start + LOOKUP_RECORDS]
-            query = select(*columns).where(records.c.project_id == project_id, records.c.record_id.in_(some))
-            for *key, digest, deleted_at in connection.execute(query):
+            query = select(*columns).where(records.c.project_id == self.project_id, records.c.record_id.in_(some))
+            for *key, digest, deleted_at in self.connection.execute(query):
                 stored[Key(*key)] = (digest, deleted_at is not None)
         return stored
 
+    def rename(self, old: str, new: str) -> None:
+        """Give the rows of a record another id, unless there are rows with that one."""
+        if not self._stored([new]):
+            of = (records.c.project_id == self.project_id, records.c.record_id == old)
+            self.connection.execute(update(records).where(*of).values(record_id=new))
 
-def _where_key(statement: Statement) -> Statement:
-    return statement.where(
-        and_(*(records.c[name] == bindparam(f"k_{name}") for name in ("project_id", *Key.__slots__)))
-    )
+    def erase_deleted(self) -> None:
+        """Remove what was marked as deleted before that was to be erased."""
+        marked = (records.c.project_id == self.project_id, records.c.deleted_at.is_not(None))
+        self.connection.execute(delete(records).where(*marked))
 
-
-def _bound(project_id: int, key: Key) -> dict[str, Any]:
-    return {"k_project_id": project_id, **{f"k_{name}": getattr(key, name) for name in Key.__slots__}}
-
-
-def _values(project_id: int, key: Key, data: str, digest: str, at: datetime) -> dict[str, Any]:
-    return {
-        "project_id": project_id,
-        **{name: getattr(key, name) for name in Key.__slots__},
-        "data": data,
-        "data_hash": digest,
-        "first_seen_at": at,
-        "changed_at": at,
-        "deleted_at": None,
-    }
+    def keep_cycle(self, row: Mapping[str, Any]) -> None:
+        """Write the summary of the cycle."""
+        self.connection.execute(insert(cycles).values(**row))
 
 
-def _summed(cycle: Mapping[str, Any], counts: Batch | None, done: Batch) -> dict[str, Any]:
-    before = counts or Batch()
-    names = ("inserted", "updated", "unchanged", "deleted")
-    return {**cycle, **{name: getattr(before, name) + getattr(done, name) for name in names}}
+def _upsert(dialect: str) -> Any:
+    add = (sqlite.insert if dialect == "sqlite" else postgresql.insert)(records)
+    new = {name: add.excluded[name] for name in ("data", "data_hash", "changed_at", "deleted_at")}
+    return add.on_conflict_do_update(index_elements=_KEY, set_=new)
 
 
 def _utc(value: Any) -> Any:
@@ -221,9 +287,12 @@ def _set_up_sqlite(engine: Engine) -> None:
         connection.execute(text("BEGIN IMMEDIATE"))
 
 
-def _reason(error: DBAPIError) -> str:
-    """Return the driver's own words where they hold no values."""
+def _reason(error: DBAPIError, *, connecting: bool) -> str:
+    """Return the driver's own words where they hold no values: SQLite's, and those of a connection that fails."""
     if isinstance(error.orig, sqlite3.Error):
         return f"{error.orig}"[:200]
     code = getattr(error.orig, "sqlstate", None)
-    return f"{type(error.orig).__name__}" + (f" {code}" if code else "")
+    name = type(error.orig).__name__ + (f" {code}" if code else "")
+    if connecting and not code:
+        return f"{name}: {' '.join(str(error.orig).split())[:300]}"
+    return f"{name}: the connection was lost" if error.connection_invalidated else name

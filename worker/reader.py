@@ -1,0 +1,209 @@
+"""What a cycle asks the server for: ids, rows, and a second look at what did not come."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import chain
+from typing import Any, NamedTuple
+
+from worker import records
+from worker.errors import RecordsUnconfirmed, StructureChanged, SyncError
+from worker.ids import IdList
+from worker.project import Structure
+from worker.records import Record, Row, folded
+from worker.redcap import Client
+from worker.settings import RedcapSettings
+
+
+class Batch(NamedTuple):
+    """The answer to one request for records: what was found, and what is confirmed gone."""
+
+    last: str  # the id behind which the next batch begins
+    found: dict[str, Record]
+    gone: list[str]
+
+
+def scope(settings: RedcapSettings) -> dict[str, str]:
+    """Return the parameters that say what of a record is wanted; names hold no commas."""
+    wanted = {"type": "flat", "rawOrLabel": settings.raw_or_label}
+    for name, values in (("forms", settings.forms), ("events", settings.events)):
+        if values:
+            wanted[name] = ",".join(values)
+    if settings.filter_logic:
+        wanted["filterLogic"] = settings.filter_logic
+    return wanted
+
+
+@dataclass(slots=True)
+class Reader:
+    """One cycle's questions. What they bring of ids goes into `ids`."""
+
+    client: Client
+    settings: RedcapSettings
+    structure: Structure
+    ids: IdList
+    dropped: frozenset[str]  # fields that are left out
+    progress: Callable[[int, int | None, str], None]
+    columns: list[str] | None = None  # that the token gets to see; None until a row came
+    batches_done: int = 0
+    _size: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        columns = sum(
+            one.choices.count("|") + 1 if one.kind == "checkbox" else 1
+            for one in self.structure.fields
+            if one.kind != "descriptive"
+        )
+        self._size = records.batch_size(self.settings.batch_size, columns)
+
+    def hidden(self) -> list[str]:
+        """Return the fields that are asked for and that the token does not get to see."""
+        if self.columns is None or self.settings.events:  # what of other events' forms comes is not documented
+            return []
+        seen = {self.structure.field_of(column) for column in self.columns}
+        fields, forms = self.settings.fields, self.settings.forms
+        return [
+            one.name
+            for one in self.structure.fields
+            if one.name not in seen | self.dropped
+            and one.kind != "descriptive"
+            and (not (fields or forms) or one.name in fields or one.instrument in forms)
+        ]
+
+    def look(self, ids: list[str]) -> None:
+        """Find out which columns the token gets to see now, by records that should be there."""
+        if ids:
+            self._rows(ids, divisible=False)
+
+    def list_changed(self, begin: str) -> None:
+        """List the rows of the records that were changed after a local time of the server."""
+        self._list({"dateRangeBegin": begin})
+
+    def list_all(self) -> bool:
+        """List the rows of all records; return whether they are known to be all there are.
+
+        A token whose user is in a data access group sees its own records only, and nothing
+        says so but that the server leaves out the column of groups that was asked for.
+        """
+        limits = {name: value for name, value in scope(self.settings).items() if name in ("events", "filterLogic")}
+        columns = self._list({**limits, "exportDataAccessGroups": "true"})
+        if "redcap_data_access_group" in columns:
+            return True
+        try:
+            return not self.client.table("dag")
+        except SyncError as error:
+            if error.transient:
+                raise
+            return False  # the token may not ask: whether there are groups can't be known
+
+    def _list(self, extra: Mapping[str, str]) -> set[str]:
+        """List the rows that `extra` picks; return their columns."""
+        id_field = self.structure.id_field
+
+        def consume(rows: Iterator[Row]) -> set[str]:
+            columns: set[str] = set()
+            plain = count = 0
+
+            def names() -> Iterator[str]:
+                nonlocal plain, count
+                for row in rows:
+                    columns.update(() if columns else row)
+                    name = records.key_of(row, id_field).record_id
+                    count += 1
+                    plain += not records.is_hashed(name)
+                    if count % 1000 == 0:
+                        self.progress(count, None, "record ids")
+                    yield name
+
+            self.ids.mark("rows", names(), anew=True)
+            if count and not plain and self.structure.fields[0].is_identifier:
+                raise records.hidden_ids(id_field)
+            return columns
+
+        return self.client.read("record", {"type": "flat", **extra, "fields": id_field}, consume)
+
+    def batches(self, after: str) -> Iterator[Batch]:
+        """Yield the wanted records behind an id, in the order of their ids."""
+        total = self.ids.count("wanted")
+        done = total - self.ids.count("wanted AND id > ?", after)
+        while wanted := self.ids.after(after, self._size):
+            try:
+                found = self._rows(wanted, divisible=len(wanted) > 1)
+            except SyncError as error:
+                if not error.smaller or len(wanted) == 1:
+                    raise
+                self._size = len(wanted) // 2
+                self.client.counters.retries += 1
+                continue
+            gone = self._look_again(found, wanted)
+            self.batches_done += 1
+            done += len(wanted)
+            after = list(wanted)[-1]
+            yield Batch(after, found, gone)
+            self.progress(done, total, "records")
+
+    def _rows(self, ids: Mapping[str, int] | list[str], *, divisible: bool) -> dict[str, Record]:
+        parameters: dict[str, Any] = dict(scope(self.settings))
+        if self.settings.fields:
+            parameters["fields"] = ",".join(dict.fromkeys([self.structure.id_field, *self.settings.fields]))
+        elif self.settings.forms:
+            parameters["fields"] = self.structure.id_field
+
+        def consume(rows: Iterator[Row]) -> dict[str, Record]:
+            if self.dropped:
+                rows = (
+                    {c: v for c, v in row.items() if self.structure.field_of(c) not in self.dropped} for row in rows
+                )
+            first = next(rows, None)
+            if first is None:
+                return {}
+            if self.columns is not None and list(first) != self.columns:
+                raise StructureChanged(
+                    "the fields that the token gets to see changed during the cycle: the next one reads all anew"
+                )
+            self.columns = list(first)
+            return records.group(chain([first], rows), self.structure.id_field, ids)
+
+        return self.client.read("record", {**parameters, "records": list(ids)}, consume, divisible=divisible)
+
+    def _look_again(self, found: dict[str, Record], wanted: Mapping[str, int]) -> list[str]:
+        """Ask once more for what did not come; return what is confirmed gone.
+
+        A server can lose rows without an error: that a record is not there proves nothing, nor
+        that it has fewer rows than were listed.
+        """
+        doubtful = self._short(found, wanted)
+        if doubtful:
+            for name, record in self._rows(list(doubtful), divisible=False).items():
+                if len(record) >= len(found.get(name, ())):
+                    found[name] = record
+            self._confirm(found, self._short(found, doubtful))
+        return [one for one in wanted if one not in found]  # gone, or spelt in another way now
+
+    def _short(self, found: Mapping[str, Record], wanted: Mapping[str, int]) -> dict[str, int]:
+        """Return those of the wanted that did not come, or came with fewer rows than were listed."""
+        have = {folded(name): len(record) for name, record in found.items()}
+        short = {one: rows for one, rows in wanted.items() if have.get(folded(one), 0) < max(1, rows)}
+        if not short or not (self.settings.fields or self.settings.forms or self.settings.events or self.hidden()):
+            return short
+        # What is hidden, or was not asked for, may leave rows out.
+        return {one: rows for one, rows in short.items() if folded(one) not in have}
+
+    def _confirm(self, found: Mapping[str, Record], short: Mapping[str, int]) -> None:
+        """Raise RecordsUnconfirmed when a request for nothing but the ids of these brings more than was found."""
+        have = {folded(name): len(record) for name, record in found.items()}
+        ids = list(short)
+        for start in range(0, len(ids), records.RECORDS_MAX_PER_REQUEST):  # so never with an empty list
+            limits = {name: value for name, value in scope(self.settings).items() if name != "forms"}
+            some = ids[start : start + records.RECORDS_MAX_PER_REQUEST]
+            parameters = {**limits, "fields": self.structure.id_field, "records": some}
+
+            def count(rows: Iterator[Row]) -> Counter[str]:
+                return Counter(folded(records.key_of(row, self.structure.id_field).record_id) for row in rows)
+
+            present = self.client.read("record", parameters, count)
+            if lost := sum(rows > have.get(name, 0) for name, rows in present.items()):
+                raise RecordsUnconfirmed(
+                    f"rows of {lost:,} records are on the server, but it left them out when it was asked for their "
+                    "data: it lost rows. Make REDCAP_BATCH_SIZE smaller"
+                )
