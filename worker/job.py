@@ -278,7 +278,9 @@ class Sync:
             columns = self.reader.columns or [one.name for one in self.structure.fields if one.kind != "descriptive"]
             labels = self.redcap.raw_or_label == "label"
             for name in views.make(connection, self.structure, columns, labels=labels):
-                logger.warning("the view %s stays as it was, as another stands on it (table fields has the new one)", name)
+                logger.warning(
+                    "the view %s stays as it was, as another stands on it (table fields has the new one)", name
+                )
 
     def _finish(self, gone: Sequence[str], checkpoint: Checkpoint) -> dict[str, Any]:
         """Move the checkpoint, with the last changes and the cycle's own row."""

@@ -1,5 +1,7 @@
 """A hostile or broken server: a named error each, bounded, and nothing half-read is kept."""
 
+from dataclasses import replace
+
 import pytest
 
 from ops.sandbox.faults import FAULTS, wire
@@ -228,3 +230,45 @@ def test_a_servers_own_words_are_shown_only_when_they_are_known(world, monkeypat
         world.sync()
     assert "Smith" not in str(caught.value)
     assert "HIV" not in str(caught.value)
+
+
+def test_an_answer_that_is_cut_at_any_byte_is_never_believed(world, monkeypatch):
+    """Each answer of a small project's first sync, cut behind each of its bytes, its length as said by the server."""
+    for name in list(world.api.project.records)[2:]:
+        del world.api.project.records[name]
+    world.api.project.fields[:] = world.api.project.fields[:3]
+    bodies = []
+    right = world.api.answer
+    cut = {"at": -1, "number": -1}
+
+    def answered(body):
+        answer = right(body)
+        bodies.append(answer.body)
+        if len(bodies) - 1 == cut["number"]:
+            return replace(answer, body=answer.body[: cut["at"]])
+        return answer
+
+    monkeypatch.setattr(world.api, "answer", answered)
+    monkeypatch.setenv("REDCAP_RAW_OR_LABEL", "raw")
+    world.sync()
+    whole = list(bodies)
+    truth = world.stored()
+    assert len(whole) > 7
+    tried = 0
+    named = {}
+    for number, body in enumerate(whole):
+        for at in range(0, len(body), max(1, len(body) // 40)):
+            world.state_dir.joinpath("redcap.db").unlink()
+            bodies.clear()
+            cut |= {"number": number, "at": at}
+            world.state_dir.joinpath("requests").unlink()  # else REDCAP_MAX_RATE would make it long
+            try:
+                world.sync()
+                expected = truth  # a log that breaks off behind the row that was looked for is not read to its end
+            except errors.SyncError as error:
+                named[type(error)] = named.get(type(error), 0) + 1
+                expected = {}
+            assert world.stored() == expected, (number, at)
+            tried += 1
+    assert tried > 200
+    assert set(named) == {errors.AnswerCutOff}

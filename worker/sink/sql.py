@@ -4,7 +4,7 @@ import fcntl
 import os
 import sqlite3
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -82,10 +82,12 @@ class SqlSink:
             _set_up_sqlite(self._engine)
         self._lock_fd = -1
         self._revision = 0
-        with self._errors("be opened"):
-            self._connection = self._engine.connect()
+        with self._errors("be opened"), ExitStack() as undo:
+            undo.callback(self._engine.dispose)
+            self._connection = undo.enter_context(self._engine.connect())
             with self._connection.begin():
                 schema.prepare(self._connection)
+            undo.pop_all()
 
     def close(self) -> None:
         """Close the connection, and with it let the lock go."""
@@ -110,10 +112,9 @@ class SqlSink:
         )
         file = self._engine.url.database
         if self._engine.dialect.name == "sqlite" and file and file != ":memory:":
-            # One byte of the file for each project; the kernel drops the lock with its holder.
-            self._lock_fd = os.open(f"{file}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            self._lock_fd = os.open(f"{file}.{project_id}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.lockf(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, project_id)
+                fcntl.flock(self._lock_fd, fcntl.LOCK_EX | fcntl.LOCK_NB)  # the kernel drops it with its holder
             except BlockingIOError:
                 raise busy from None
         elif self._engine.dialect.name == "postgresql":
