@@ -25,6 +25,10 @@ class IdList:
         """Give the file back."""
         self._db.close()
 
+    def forget(self) -> None:
+        """Be empty again."""
+        self._db.execute("DELETE FROM ids")
+
     def mark(self, column: str, ids: Iterable[str], *, anew: bool = False) -> None:
         """Mark each id as often as it comes; `anew` forgets the marks of before."""
         if not self._db.in_transaction:  # else an answer broke off, and comes again

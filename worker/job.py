@@ -115,7 +115,7 @@ class Sync:
             self.handle = handler.at_work(found, structure.id_field)
         self.offset_s = self._offset(before)
         self.mode = self._mode(before)
-        return self._full(before) if self.mode == "full" else self._incremental(before)
+        return self._full(before) if self.mode == "full" else self._incremental(before, before)
 
     def _checkpoint(self) -> Checkpoint:
         before = self.sink.checkpoint(self.structure.project_id)
@@ -163,8 +163,9 @@ class Sync:
         # What is here and not there is asked for like the rest, and gone only when confirmed.
         sees_all = self._list_all()
         self.ids.want("rows > 0 OR known > 0" if sees_all else "rows > 0")
+        resumed = before.backfill_started_at is not None and before.backfill_structure_hash == self._hash()
         checkpoint = before
-        if before.backfill_started_at is None or before.backfill_structure_hash != self._hash():
+        if not resumed:
             checkpoint = replace(
                 before, utc_offset_s=self.seen_offset_s, backfill_started_at=self.started_at, backfill_cursor=None
             )
@@ -173,7 +174,6 @@ class Sync:
             self._write(batch.found, batch.gone, checkpoint)
             if self.cycle.stopping:
                 return self._summary()
-        # Nothing before the first attempt's start needs a second read, all after it does.
         begun_at = checkpoint.backfill_started_at
         done = Checkpoint(
             synced_until=begun_at,
@@ -182,24 +182,29 @@ class Sync:
             reconciled_at=begun_at,
             project_created=checkpoint.project_created,
         )
-        return self._finish([], done)
+        if not resumed:
+            return self._finish([], done)
+        # What was read before the interruption may have changed since.
+        self.ids.forget()
+        return self._incremental(done, checkpoint)
 
     # An incremental cycle: what the server says was changed since, and what it deleted.
 
-    def _incremental(self, before: Checkpoint) -> dict[str, Any]:
+    def _incremental(self, before: Checkpoint, meanwhile: Checkpoint) -> dict[str, Any]:
+        """Go on from one checkpoint; `meanwhile` stands beside the batches until all is done."""
         self.begin = begin = self._window_begin(before)
         renamed = read_log(self.client, begin, self.structure.id_field, lambda ids: self.ids.mark("wanted", ids))
         self.reader.list_changed(server_format(begin))
         self.ids.want("rows > 0")
         reconciled_at = before.reconciled_at
-        if self.mode == "reconcile" or renamed:
+        if self.mode != "incremental" or renamed:
             sees_all = self._list_all()
             self.ids.want("(rows > 0) <> (known > 0)" if sees_all else "rows > 0 AND NOT known")
             reconciled_at = self.started_at
         all_gone: list[str] = []
         for batch in self.reader.batches(""):
             all_gone += batch.gone
-            self._write(batch.found, [], before)
+            self._write(batch.found, [], meanwhile)
             if self.cycle.stopping:
                 return self._summary()
         done = replace(
