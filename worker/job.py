@@ -163,6 +163,8 @@ class Sync:
         # What is here and not there is asked for like the rest, and gone only when confirmed.
         sees_all = self._list_all()
         self.ids.want("rows > 0 OR known > 0" if sees_all else "rows > 0")
+        if before.synced_until:  # it may know of deletions where the list can't prove them
+            self._read_log(self._window_begin(before))
         resumed = before.backfill_started_at is not None and before.backfill_structure_hash == self._hash()
         checkpoint = before
         if not resumed:
@@ -193,7 +195,7 @@ class Sync:
     def _incremental(self, before: Checkpoint, meanwhile: Checkpoint) -> dict[str, Any]:
         """Go on from one checkpoint; `meanwhile` stands beside the batches until all is done."""
         self.begin = begin = self._window_begin(before)
-        renamed = read_log(self.client, begin, self.structure.id_field, lambda ids: self.ids.mark("wanted", ids))
+        renamed = self._read_log(begin)
         self.reader.list_changed(server_format(begin))
         self.ids.want("rows > 0")
         reconciled_at = before.reconciled_at
@@ -211,6 +213,9 @@ class Sync:
             before, synced_until=self.started_at, utc_offset_s=self.seen_offset_s, reconciled_at=reconciled_at
         )
         return self._finish(all_gone, done)
+
+    def _read_log(self, begin: datetime) -> bool:
+        return read_log(self.client, begin, self.structure.id_field, lambda ids: self.ids.mark("wanted", ids))
 
     def _window_begin(self, before: Checkpoint) -> datetime:
         assert before.synced_until is not None

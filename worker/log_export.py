@@ -51,9 +51,6 @@ def server_offset(client: Client, last_offset_s: int | None) -> int | None:
     server_utc = client.server_time
     if server_utc is None:
         return None
-    begin = server_utc.replace(tzinfo=None) - _ANY_OFFSET
-    if last_offset_s is not None:
-        begin += _ANY_OFFSET + timedelta(seconds=last_offset_s) - _CHANGE_OF_CLOCK
 
     def newest(rows: Iterator[Row]) -> int | None:
         for number, row in enumerate(rows):
@@ -67,7 +64,16 @@ def server_offset(client: Client, last_offset_s: int | None) -> int | None:
                 return offset_of(at, server_utc)
         return None
 
-    try:
+    def ask(begin: datetime) -> int | None:
         return client.read("log", {"beginTime": begin.strftime(_MINUTE)}, newest)
+
+    utc = server_utc.replace(tzinfo=None)
+    try:
+        if (
+            last_offset_s is not None
+            and ask(utc + timedelta(seconds=last_offset_s) - _CHANGE_OF_CLOCK) == last_offset_s
+        ):
+            return last_offset_s
+        return ask(utc - _ANY_OFFSET)  # more rows: where the clock was put far back, those of now are behind the old
     except RightMissing:
         return None

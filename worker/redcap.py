@@ -107,7 +107,6 @@ class Client:
         form = _form(content, parameters, self.settings.api_token.get_secret_value())
         tries = 0
         while True:
-            started_s = time.monotonic()
             try:
                 return self._once(form, read)
             except errors.SyncError as error:
@@ -120,9 +119,15 @@ class Client:
                     raise
                 tries += 1
                 self.counters.retries += 1
-                self.sleep(wait_s)
-            finally:
-                self.counters.fetch_s += time.monotonic() - started_s
+                self._wait(lambda: self.sleep(wait_s))  # noqa: B023 - called at once
+
+    def _wait(self, wait: Callable[[], T]) -> T:
+        """Do what is but waiting for the server, and count its time."""
+        started_s = time.monotonic()
+        try:
+            return wait()
+        finally:
+            self.counters.fetch_s += time.monotonic() - started_s
 
     def _wait_s(self, error: errors.SyncError, tries: int) -> float:
         if isinstance(error, errors.TooManyRequests) and error.retry_after_s is not None:
@@ -133,10 +138,11 @@ class Client:
         self._keep_rate()
         self.counters.requests += 1
         connect_s, read_s = self.settings.timeout
+        send = lambda: self._session.post(  # noqa: E731
+            self.settings.api_url, data=form, stream=True, allow_redirects=False, timeout=(connect_s, read_s)
+        )
         try:
-            with self._session.post(
-                self.settings.api_url, data=form, stream=True, allow_redirects=False, timeout=(connect_s, read_s)
-            ) as response:
+            with self._wait(send) as response:
                 self._note_time(response)
                 self._check_status(response)
                 return read(response)
@@ -243,7 +249,7 @@ class Client:
 
         def read() -> bytes:
             nonlocal received_bytes
-            piece: bytes = response.raw.read1(PIECE_BYTES, decode_content=True)
+            piece: bytes = self._wait(lambda: response.raw.read1(PIECE_BYTES, decode_content=True))
             received_bytes += len(piece)
             self.counters.bytes_received += len(piece)
             took_s = time.monotonic() - started_s

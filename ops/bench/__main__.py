@@ -9,6 +9,7 @@ PROOFS = {
     "methods": "what stays resident between cycles in each start method",
     "cycle": "what an empty cycle costs over a bare fork",
     "ceiling": "how far a runaway gets over its ceiling, and how fast it is gone",
+    "sync": "records a second and memory of a sync, against PyCap (some minutes; [RECORDS ...])",
     "peers": "empty cycles a second against others that start a process a task",
 }
 

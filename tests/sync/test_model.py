@@ -128,6 +128,7 @@ class Model(RuleBasedStateMachine):
     @rule(zone=st.sampled_from(ZONES))
     def the_server_moves_to_another_zone(self, zone: str) -> None:
         if not self.known:
+            self.now += timedelta(minutes=20)  # such a move takes its time
             self.api.timezone = ZoneInfo(zone)
 
     @rule(share=st.floats(0, 1), full=st.booleans())
