@@ -12,7 +12,7 @@ from sqlalchemy import Connection
 
 from worker import records
 from worker.errors import AnswerMalformed, HandlerFailed
-from worker.records import Record, Row
+from worker.records import Keys, Record, Row
 
 # The record's id, its rows as REDCap sent them (none: the record is gone), the transaction's
 # connection. Returns the rows to keep: the same, changed ones, more; an empty list leaves the record out.
@@ -35,7 +35,7 @@ def find(target: str) -> Handler | None:
     return found  # type: ignore[no-any-return]
 
 
-def at_work(handler: Handler, id_field: str) -> Callable[[str, Record, Connection], Record]:
+def at_work(handler: Handler, keys: Keys) -> Callable[[str, Record, Connection], Record]:
     """Return a function from a record to what the handler makes of it; a record that is gone stays so.
 
     It raises HandlerFailed, which names the record's position and the handler's line, never a value.
@@ -65,7 +65,7 @@ def at_work(handler: Handler, id_field: str) -> Callable[[str, Record, Connectio
                 "keep, or an empty list to leave the record out"
             )
         try:
-            return records.group(made, id_field, [record_id]).get(record_id, {})
+            return records.group(map(records.to_json, made), keys, [record_id]).get(record_id, {})
         except (AnswerMalformed, TypeError, ValueError):
             raise HandlerFailed(
                 f"SYNC_HANDLER returned rows of another record, two rows with one key, or values that have no JSON "

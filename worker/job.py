@@ -112,7 +112,7 @@ class Sync:
         self.reader = Reader(self.client, self.redcap, structure, self.ids, dropped, self.cycle.progress)
         self.reader.look(list(self.sink.record_ids(structure.project_id, LOOKED_AT_RECORDS)))
         if found := handler.find(self.settings.handler):
-            self.handle = handler.at_work(found, structure.id_field)
+            self.handle = handler.at_work(found, self.reader.keys)
         self.offset_s = self._offset(before)
         self.mode = self._mode(before)
         return self._full(before) if self.mode == "full" else self._incremental(before, before)

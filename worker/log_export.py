@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterable, Iterator
 from datetime import datetime, timedelta
 
 from worker.errors import RightMissing
-from worker.redcap import Client, Row
+from worker.redcap import Client
+from worker.stream import decoded
 from worker.window import offset_of
 
 _MINUTE = "%Y-%m-%d %H:%M"
@@ -25,11 +26,11 @@ def read_log(client: Client, begin_local: datetime, id_field: str, touched: Call
     begin = {"beginTime": (begin_local - timedelta(minutes=1)).strftime(_MINUTE)}  # whole minutes, strictly after
     renamed = False
 
-    def ids(rows: Iterator[Row]) -> Iterator[str]:
+    def ids(rows: Iterator[bytes]) -> Iterator[str]:
         # A rename is logged as an edit whose details begin with the id field. A record that lost
         # its last row to an edit is in no answer to a range of dates: the log alone names it.
         nonlocal renamed
-        for row in rows:
+        for row in map(decoded, rows):
             renamed = renamed or str(row.get("details", "")).startswith(f"{id_field} = ")
             if row.get("record"):
                 yield str(row["record"])
@@ -52,8 +53,8 @@ def server_offset(client: Client, last_offset_s: int | None) -> int | None:
     if server_utc is None:
         return None
 
-    def newest(rows: Iterator[Row]) -> int | None:
-        for number, row in enumerate(rows):
+    def newest(rows: Iterator[bytes]) -> int | None:
+        for number, row in enumerate(map(decoded, rows)):
             if number >= _NEWEST_ROWS:
                 return None
             if "API" in str(row.get("action", "")):

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from worker.errors import AnswerMalformed, LabelsAmbiguous
 from worker.redcap import Client
+from worker.stream import decoded
 
 Row = dict[str, Any]
 UNSEEN = "0" * 16  # of columns, where no row came that would show them
@@ -78,12 +79,12 @@ def read(client: Client, wanted: Mapping[str, object], *, labels: bool) -> Struc
         whole.update(json.dumps([content, rows], sort_keys=True).encode())
         return rows
 
-    def fields(rows: Iterator[Row]) -> tuple[list[Field], Any]:
+    def fields(rows: Iterator[bytes]) -> tuple[list[Field], Any]:
         seen = hashlib.blake2b()  # row by row: a dictionary of 40,000 fields is not held whole
         found = []
         for row in rows:
-            seen.update(json.dumps(row, sort_keys=True).encode())
-            found.append(_field(row))
+            seen.update(row)
+            found.append(_field(decoded(row)))
         return found, seen.digest()
 
     found, digest = client.read("metadata", {}, fields)

@@ -10,9 +10,10 @@ from worker import records
 from worker.errors import RecordsUnconfirmed, StructureChanged, SyncError
 from worker.ids import IdList
 from worker.project import Structure
-from worker.records import Record, Row, folded
+from worker.records import Record, folded
 from worker.redcap import Client
 from worker.settings import RedcapSettings
+from worker.stream import decoded
 
 
 class Batch(NamedTuple):
@@ -44,11 +45,13 @@ class Reader:
     ids: IdList
     dropped: frozenset[str]  # fields that are left out
     progress: Callable[[int, int | None, str], None]
+    keys: records.Keys = field(init=False)
     columns: list[str] | None = None  # that the token gets to see; None until a row came
     batches_done: int = 0
     _size: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.keys = records.Keys(self.structure.id_field)
         columns = sum(
             one.choices.count("|") + 1 if one.kind == "checkbox" else 1
             for one in self.structure.fields
@@ -100,15 +103,15 @@ class Reader:
         """List the rows that `extra` picks; return their columns."""
         id_field = self.structure.id_field
 
-        def consume(rows: Iterator[Row]) -> set[str]:
+        def consume(rows: Iterator[bytes]) -> set[str]:
             columns: set[str] = set()
             plain = count = 0
 
             def names() -> Iterator[str]:
                 nonlocal plain, count
                 for row in rows:
-                    columns.update(() if columns else row)
-                    name = records.key_of(row, id_field).record_id
+                    columns.update(() if columns else decoded(row))
+                    name = self.keys.of(row).record_id
                     count += 1
                     plain += not records.is_hashed(name)
                     if count % 1000 == 0:
@@ -149,22 +152,25 @@ class Reader:
         elif self.settings.forms:
             parameters["fields"] = self.structure.id_field
 
-        def consume(rows: Iterator[Row]) -> dict[str, Record]:
+        def consume(rows: Iterator[bytes]) -> dict[str, Record]:
             if self.dropped:
-                rows = (
-                    {c: v for c, v in row.items() if self.structure.field_of(c) not in self.dropped} for row in rows
-                )
+                rows = map(self._without_dropped, rows)
             first = next(rows, None)
             if first is None:
                 return {}
-            if self.columns is not None and list(first) != self.columns:
+            columns = list(decoded(first))
+            if self.columns is not None and columns != self.columns:
                 raise StructureChanged(
                     "the fields that the token gets to see changed during the cycle: the next one reads all anew"
                 )
-            self.columns = list(first)
-            return records.group(chain([first], rows), self.structure.id_field, ids)
+            self.columns = columns
+            return records.group(chain([first], rows), self.keys, ids)
 
         return self.client.read("record", {**parameters, "records": list(ids)}, consume, divisible=divisible)
+
+    def _without_dropped(self, row: bytes) -> bytes:
+        field_of = self.structure.field_of
+        return records.to_json({c: v for c, v in decoded(row).items() if field_of(c) not in self.dropped})
 
     def _look_again(self, found: dict[str, Record], wanted: Mapping[str, int]) -> list[str]:
         """Ask once more for what did not come; return what is confirmed gone.
@@ -198,8 +204,8 @@ class Reader:
             some = ids[start : start + records.RECORDS_MAX_PER_REQUEST]
             parameters = {**limits, "fields": self.structure.id_field, "records": some}
 
-            def count(rows: Iterator[Row]) -> Counter[str]:
-                return Counter(folded(records.key_of(row, self.structure.id_field).record_id) for row in rows)
+            def count(rows: Iterator[bytes]) -> Counter[str]:
+                return Counter(folded(self.keys.of(row).record_id) for row in rows)
 
             present = self.client.read("record", parameters, count)
             if lost := sum(rows > have.get(name, 0) for name, rows in present.items()):

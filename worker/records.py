@@ -7,10 +7,13 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+import msgspec
+
 from worker.errors import AnswerMalformed, IdsHashed, SyncError
+from worker.stream import decoded
 
 Row = dict[str, Any]
 
@@ -21,8 +24,6 @@ CELLS_PER_BATCH = 100_000
 BATCH_MAX_AUTO = 500
 
 _HASHED = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
-_UNSTORABLE = re.compile("[\0\ud800-\udfff]")  # no database takes half a character, PostgreSQL no NUL
-_to_json = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), check_circular=False).encode
 
 
 class Key(NamedTuple):
@@ -35,48 +36,62 @@ class Key(NamedTuple):
 
 
 class Stored(NamedTuple):
-    """A row as it is kept: JSON text, its keys as they came, and the hash by which rows are compared."""
+    """A row as it is kept: JSON text as it came, and the hash by which rows are compared."""
 
     data: str
     data_hash: str
-    mended: bool  # a character that no database takes was replaced by U+FFFD
+    mended: bool  # a NUL, which PostgreSQL does not take, was replaced by U+FFFD
 
 
 Record = dict[Key, Stored]
 
 
-def key_of(row: Row, id_field: str) -> Key:
-    """Return the key of a row. Raises AnswerMalformed when it has none."""
-    record_id = row.get(id_field)
-    if not isinstance(record_id, str) or not record_id or _UNSTORABLE.search(record_id):
-        raise AnswerMalformed(
-            f"a row came without a record id ({id_field}), or with one that no database takes: the first field of the "
-            "dictionary was renamed during the cycle, or the token may not export its instrument"
-        )
-    instance = row.get("redcap_repeat_instance", "")
-    try:
-        number = int(instance) if instance != "" else 0
-    except (TypeError, ValueError):
-        raise AnswerMalformed("a row's redcap_repeat_instance is no number") from None
-    return Key(record_id, str(row.get("redcap_event_name", "")), str(row.get("redcap_repeat_instrument", "")), number)
+class Keys:
+    """Reads the key of a row without making anything of its other values."""
+
+    def __init__(self, id_field: str) -> None:
+        names = {"record_id": id_field, **{name: f"redcap_{name}" for name in ("repeat_instrument", "repeat_instance")}}
+        parts: list[Any] = [
+            ("record_id", str),
+            ("event", str, ""),
+            ("repeat_instrument", str, ""),
+            ("repeat_instance", int | str, 0),
+        ]
+        row = msgspec.defstruct("Row", parts, rename=names | {"event": "redcap_event_name"})
+        self.id_field = id_field
+        self._decode = msgspec.json.Decoder(row).decode
+
+    def of(self, row: bytes) -> Key:
+        """Return the key of a row. Raises AnswerMalformed when it has none."""
+        try:
+            found: Any = self._decode(row)
+        except msgspec.ValidationError:
+            found = None
+        if not found or not found.record_id or "\0" in found.record_id:
+            raise AnswerMalformed(
+                f"a row came without a record id ({self.id_field}), or with one that no database takes: the first field "
+                "of the dictionary was renamed during the cycle, or the token may not export its instrument"
+            )
+        try:
+            instance = int(found.repeat_instance or 0)
+        except ValueError:
+            raise AnswerMalformed("a row's redcap_repeat_instance is no number") from None
+        return Key(found.record_id, found.event, found.repeat_instrument, instance)
 
 
-def without(row: Row, fields: Collection[str]) -> Row:
-    """Return a row without the columns of `fields`, those of check boxes included."""
-    return {column: value for column, value in row.items() if column.partition("___")[0] not in fields}
+def to_json(row: Row) -> bytes:
+    """Return a row as JSON in the form that PHP writes, which is what a server's rows have."""
+    return json.dumps(row, separators=(",", ":")).encode()
 
 
-def stored(row: Row) -> Stored:
+def stored(row: bytes) -> Stored:
     """Return a row as it is kept."""
-    text = _to_json(row)
-    # A NUL is an escape in JSON; the other characters stand for themselves.
-    mended = False
-    if "\\u0000" in text or (not text.isascii() and _UNSTORABLE.search(text)):
-        clean = {
-            key: _UNSTORABLE.sub("\ufffd", value) if isinstance(value, str) else value for key, value in row.items()
-        }
-        text, mended = _to_json(clean), clean != row
-    return Stored(text, hashlib.blake2b(text.encode(), digest_size=16).hexdigest(), mended)
+    mended = b"\\u0000" in row
+    if mended:
+        before = decoded(row)
+        clean = {name: v.replace("\0", "\ufffd") if isinstance(v, str) else v for name, v in before.items()}
+        row, mended = to_json(clean), clean != before
+    return Stored(row.decode(), hashlib.blake2b(row, digest_size=16).hexdigest(), mended)
 
 
 def folded(record_id: str) -> str:
@@ -87,20 +102,25 @@ def folded(record_id: str) -> str:
     return "".join(one for one in apart if not unicodedata.combining(one))
 
 
-def group(rows: Iterable[Row], id_field: str, asked: Iterable[str]) -> dict[str, Record]:
+def group(rows: Iterable[bytes], keys: Keys, asked: Iterable[str]) -> dict[str, Record]:
     """Return the rows of each record that was asked for, by record id and key.
 
-    Raises AnswerMalformed for a record that was not asked for, and for two rows of one key.
+    Raises AnswerMalformed for a record that was not asked for, for two rows of one key, and for a
+    row that has a column twice.
     """
     wanted = set(map(folded, asked))
     records: dict[str, Record] = {}
+    usual = -1
     for row in rows:
-        key = key_of(row, id_field)
+        # Most values hold no `":`, so that it counts the columns: what differs is looked at.
+        if (count := row.count(b'":')) != usual:
+            usual = count if len(decoded(row)) == count else usual
+        key = keys.of(row)
         into = records.get(key.record_id)
         if into is None:
             if folded(key.record_id) not in wanted:
                 if is_hashed(key.record_id):
-                    raise hidden_ids(id_field)
+                    raise hidden_ids(keys.id_field)
                 raise AnswerMalformed("the server sent a record that was not asked for")
             into = records[key.record_id] = {}
         if key in into:

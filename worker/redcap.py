@@ -75,13 +75,13 @@ class Client:
 
     def table(self, content: str, **parameters: str | Iterable[str]) -> list[Row]:
         """Return a small answer whole: metadata, events, a log's window."""
-        return self.read(content, parameters, list)
+        return self.read(content, parameters, lambda rows: list(map(stream.decoded, rows)))
 
     def read(
         self,
         content: str,
         parameters: Mapping[str, str | Iterable[str]],
-        consume: Callable[[Iterator[Row]], T],
+        consume: Callable[[Iterator[bytes]], T],
         *,
         divisible: bool = False,
     ) -> T:

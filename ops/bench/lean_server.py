@@ -51,7 +51,7 @@ class Rows:
         ids = wanted or self.ids
         if asked.get("dateRangeBegin"):
             ids = [one for one in self.ids if int(one) % CHANGED_EVERY == 0] if self.generation else []
-        only_id = asked.get("fields") == "record_id" or asked.get("fields[0]") == "record_id"
+        only_id = asked.get("fields") == "record_id"
         if asked.get("format") == "csv":
             yield ("record_id" if only_id else ",".join(["record_id", *self.columns])).encode() + b"\n"
             for one in ids:
@@ -108,11 +108,13 @@ class _Handler(BaseHTTPRequestHandler):
             self._answer(self.rows.export(asked, [value for name, value in pairs if name.startswith("records")]))
         elif asked["content"] == "version":
             self._answer([b"14.7.3"])
+        elif asked["content"] in ("event", "arm", "formEventMapping"):
+            self._answer([b'{"error":"You cannot export events for classic projects"}'], 400)
         else:
             self._answer([json.dumps(self.rows.small(asked)).encode()])
 
-    def _answer(self, pieces: Iterator[bytes] | list[bytes]) -> None:
-        self.send_response(200)
+    def _answer(self, pieces: Iterator[bytes] | list[bytes], status: int = 200) -> None:
+        self.send_response(status)
         self.send_header("Content-Type", "application/json; charset=utf-8")
         self.send_header("Transfer-Encoding", "chunked")
         self.end_headers()

@@ -1,5 +1,6 @@
 """A hostile or broken server: a named error each, bounded, and nothing half-read is kept."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -172,7 +173,7 @@ def test_a_wrong_path(world, monkeypatch):
 
 def test_no_record_value_in_an_unexpected_error(world, monkeypatch):
     def defect(row):
-        raise KeyError(row["first_name"])
+        raise KeyError(json.loads(row)["first_name"])
 
     monkeypatch.setattr("worker.records.stored", defect)
     with pytest.raises(errors.UnexpectedError) as caught:

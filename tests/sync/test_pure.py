@@ -82,48 +82,55 @@ def row(record="1", **fields):
     return {"record_id": record, **fields}
 
 
+KEYS = records.Keys("record_id")
+
+
+def raw(*rows):
+    return [records.to_json(one) for one in rows]
+
+
 def test_keys():
-    assert records.key_of(row(), "record_id") == Key("1", "", "", 0)
+    assert KEYS.of(*raw(row())) == Key("1", "", "", 0)
     full = row(redcap_event_name="e", redcap_repeat_instrument="f", redcap_repeat_instance=3)
-    assert records.key_of(full, "record_id") == Key("1", "e", "f", 3)
-    assert records.key_of(row(redcap_repeat_instance=""), "record_id").repeat_instance == 0
-    for bad in ({}, row(""), row(None), row(redcap_repeat_instance="x")):
+    assert KEYS.of(*raw(full)) == Key("1", "e", "f", 3)
+    assert KEYS.of(*raw(full | {"redcap_repeat_instance": "3"})) == Key("1", "e", "f", 3)
+    assert KEYS.of(*raw(row(redcap_repeat_instance=""))).repeat_instance == 0
+    for bad in ({}, row(""), row(None), row(redcap_repeat_instance="x"), row(5), row("a\0"), row(redcap_event_name=[])):
         with pytest.raises(errors.AnswerMalformed):
-            records.key_of(bad, "record_id")
+            KEYS.of(*raw(bad))
 
 
 def test_a_row_is_kept_as_it_came():
-    one = records.stored({"b": "1", "a": "ä"})
-    assert one.data == '{"b":"1","a":"ä"}'
+    one = records.stored(b'{"b":"1","a":"\\u00e4"}')
+    assert one.data == '{"b":"1","a":"\\u00e4"}'
     assert not one.mended
-    assert records.stored({"b": "1", "a": "ä"}) == one
+    assert records.stored(b'{"b":"1","a":"\\u00e4"}') == one
     for other in ({"b": "1", "a": ""}, {"b": "1"}, {"b": "1", "a": "a"}, {"b": 1, "a": "ä"}):
-        assert records.stored(other).data_hash != one.data_hash
+        assert records.stored(*raw(other)).data_hash != one.data_hash
 
 
-@pytest.mark.parametrize("text", ["\0", "a\0b", "\ud800x", "\ud83d\ude00"[:1]])
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\\\0"])
 def test_a_character_that_no_database_takes_is_marked(text):
-    row = records.stored({"a": text, "b": 3, "c": "\\u0000"})
-    assert row.mended
-    assert "\ufffd" in json.loads(row.data)["a"]
-    assert json.loads(row.data) | {"a": ""} == {"a": "", "b": 3, "c": "\\u0000"}
+    kept = records.stored(*raw({"a": text, "b": 3, "c": "\\u0000"}))
+    assert kept.mended
+    assert json.loads(kept.data) == {"a": text.replace("\0", "\ufffd"), "b": 3, "c": "\\u0000"}
 
 
 def test_a_backslash_before_u0000_is_text():
-    row = records.stored({"c": "\\u0000"})
-    assert not row.mended
-    assert json.loads(row.data) == {"c": "\\u0000"}
+    kept = records.stored(*raw({"c": "\\u0000"}))
+    assert not kept.mended
+    assert json.loads(kept.data) == {"c": "\\u0000"}
 
 
 def test_a_record_nobody_asked_for_and_a_row_that_comes_twice():
     with pytest.raises(errors.AnswerMalformed, match="not asked for"):
-        records.group([row("2")], "record_id", ["1"])
+        records.group(raw(row("2")), KEYS, ["1"])
     with pytest.raises(errors.AnswerMalformed, match="one key"):
-        records.group([row(), row()], "record_id", ["1"])
-    assert set(records.group([row("a ")], "record_id", ["A"])) == {"a "}  # as MySQL compares
-    assert set(records.group([row("e\u0301"), row("Ö")], "record_id", ["É", "o"])) == {"e\u0301", "Ö"}
+        records.group(raw(row(), row()), KEYS, ["1"])
+    assert set(records.group(raw(row("a ")), KEYS, ["A"])) == {"a "}  # as MySQL compares
+    assert set(records.group(raw(row("e\u0301"), row("Ö")), KEYS, ["É", "o"])) == {"e\u0301", "Ö"}
     with pytest.raises(errors.IdsHashed, match="rights"):
-        records.group([row("a" * 32)], "record_id", ["1"])
+        records.group(raw(row("a" * 32)), KEYS, ["1"])
 
 
 @pytest.mark.parametrize(
@@ -133,9 +140,18 @@ def test_the_size_of_a_batch_goes_by_cells(setting, columns, size):
     assert records.batch_size(setting, columns) == size
 
 
+def test_a_column_that_comes_twice_is_never_believed():
+    good = [b'{"record_id":"1","a":"x"}', b'{"record_id":"2","a":"\\":"}', b'{"record_id":"3","a":":"}']
+    assert set(records.group(good, KEYS, "1234")) == {"1", "2", "3"}
+    for bad in (b'{"record_id":"4","a":"x","a":"x"}', b'{"record_id":"5","record_id":"4","a":"x"}'):
+        for at in range(4):
+            with pytest.raises(errors.AnswerMalformed, match="twice"):
+                records.group([*good[:at], bad, *good[at:]], KEYS, "1234")
+
+
 def read(body: bytes, step: int = 7) -> list[dict]:
     pieces = iter([body[at : at + step] for at in range(0, len(body), step)])
-    return list(stream.rows(lambda: next(pieces, b""), errors.RequestRefused))
+    return [stream.decoded(one) for one in stream.rows(lambda: next(pieces, b""), errors.RequestRefused)]
 
 
 ROWS = [{"record_id": "1", "note": 'a "quoted" \\ line\nä😀'}, {"record_id": "2", "n": 5}]
@@ -193,16 +209,16 @@ def test_rubbish_is_a_named_error_or_rows(body, step):
         (b'{"records":[]}', errors.AnswerMalformed, "object"),
         (b'[{"a":"1"}]<br>', errors.AnswerMalformed, "behind"),
         (b'[{"a":"1"}][]', errors.AnswerMalformed, "behind"),
-        (b'[{"a":"1"} {"b":"2"}]', errors.AnswerMalformed, "comma"),
+        (b'[{"a":"1"} {"b":"2"}]', errors.AnswerMalformed, "broken JSON"),
         (b'[{"a":"1","a":"2"}]', errors.AnswerMalformed, "twice"),
-        (b'[{"a":"\x01"}, {"padding":"longer than a token"}]', errors.AnswerMalformed, "control"),
+        (b'[{"a":"\x01"}, {"padding":"longer than a token"}]', errors.AnswerMalformed, "invalid character"),
         (b'[{"a":"\xa0\xff"}]', errors.AnswerMalformed, "UTF-8"),
         (b"[1, 2]", errors.AnswerMalformed, "row should be"),
         (b'["a"]', errors.AnswerMalformed, "row should be"),
         (b"[null]", errors.AnswerMalformed, "row should be"),
-        (b'[{"a":NaN}]', errors.AnswerMalformed, "NaN"),
+        (b'[{"a":NaN}]', errors.AnswerMalformed, "broken JSON"),
         (b'[{"a":' + b"9" * 10_000 + b"}]", errors.AnswerMalformed, "digits"),
-        (b"[" * 100_000, errors.AnswerMalformed, "nested"),
+        (b"[" * 100_000 + b"]" * 100_000, errors.AnswerMalformed, "nested"),
     ],
 )
 def test_each_fault_has_its_name(body, error, match):
@@ -215,9 +231,25 @@ def test_blanks_without_end_take_no_memory():
     assert list(stream.rows(lambda: next(pieces, b""), errors.RequestRefused)) == []
 
 
-def test_a_row_of_a_megabyte_is_read():
-    body = json.dumps([{"note": "x" * 1_000_000}] * 3).encode()
-    assert len(read(body, 65_536)) == 3
+@pytest.mark.parametrize("text", ["x" * 1_000_000, "},{" * 300_000, '"},{"a":"' * 100_000])
+@pytest.mark.parametrize("between", [",", " ,\n "])
+def test_long_rows_are_read_whatever_is_in_them(text, between):
+    rows = [{"note": text}, {"note": "short"}] * 3
+    body = f"[{between.join(map(json.dumps, rows))}]".encode()
+    assert read(body, 65_536) == rows
+
+
+def test_rows_come_before_the_body_has_ended():
+    part = json.dumps(ROWS).encode()[1:-1] + b","
+    pieces = iter([b"[", *[part * 5_000] * 3])
+    assert stream.decoded(next(stream.rows(lambda: next(pieces), errors.RequestRefused))) == ROWS[0]
+
+
+@given(rows_strategy, st.integers(1, 40), st.sampled_from([",", ", ", " ,\n"]))
+def test_a_small_part_at_a_time_is_the_same(rows, step, between):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(stream, "PART_BYTES", 16)
+        assert read(f"[{between.join(map(json.dumps, rows))}]".encode(), step) == rows
 
 
 def test_an_object_is_read_as_one():

@@ -264,14 +264,24 @@ def test_a_killed_backfill_goes_on_where_it_was(world, monkeypatch):
     with pytest.raises(Killed):
         sync(Dies(str(world.state_dir)))
     assert len({key[0] for key in world.stored()}) == 30
-    # What changes meanwhile, behind the cursor and before it, is in the end as it should be.
+    kept = len(world.stored())
+    summary = world.sync()
+    assert (summary["mode"], summary["records"], summary["inserted"]) == ("full", 30, len(world.truth()) - kept)
+    world.assert_exact()
+
+
+def test_what_changes_while_a_backfill_lies_dead_is_there_when_it_is_done(world, monkeypatch):
+    monkeypatch.setenv("REDCAP_BATCH_SIZE", "10")
+
+    class Drained(Alone):
+        def progress(self, done, total=None, unit=""):
+            self.stopping = unit == "records" and done >= 30
+
+    sync(Drained(str(world.state_dir)))
     chance = random.Random(1)
     for _ in range(30):
         world.api.changes.churn(chance)
-    summary = world.sync()
-    assert summary["mode"] == "full"
-    assert summary["records"] < 50
-    world.sync()
+    assert world.sync()["mode"] == "full"
     world.assert_exact()
 
 
@@ -457,9 +467,10 @@ def test_a_backfill_over_a_change_of_the_clock_loses_no_edit(tmp_path, monkeypat
         clock["now"] += timedelta(minutes=1)
         api.changes.put([{"record_id": "1", "redcap_event_name": "enrolment_arm_1", "first_name": "Neu"}])
         clock["now"] = datetime(2027, 3, 28, 2, 0, tzinfo=UTC)
-        assert sync(Alone(str(tmp_path)))["mode"] == "full"
+        resumed = sync(Alone(str(tmp_path)))
+        assert (resumed["mode"], resumed["updated"]) == ("full", 1)  # what changed since it began too
         clock["now"] += timedelta(minutes=5)
-        assert sync(Alone(str(tmp_path)))["updated"] == 1
+        assert sync(Alone(str(tmp_path)))["updated"] == 0
 
 
 def test_a_guess_of_the_zone_does_not_wander(world):
@@ -475,7 +486,15 @@ def test_ids_of_32_digits_are_ids_where_nothing_hides_them(world):
     world.assert_exact()
 
 
-def test_half_a_character_is_stored_as_a_mark(world):
+def test_a_nul_is_stored_as_a_mark_and_counted(world):
+    world.api.project.records["1"].rows[("enrolment_arm_1", "", 0)]["first_name"] = "\0x"
+    assert world.sync()["mended"] == 1
+    assert world.stored()[("1", "enrolment_arm_1", "", 0)]["first_name"] == "\ufffdx"
+    assert world.sync(full=True)["updated"] == 0
+
+
+def test_half_a_character_is_a_named_error(world):
+    """PHP makes no such JSON; what else might, is not believed."""
     world.api.project.records["1"].rows[("enrolment_arm_1", "", 0)]["first_name"] = "\ud800x"
-    world.sync()
-    assert world.stored()[("1", "enrolment_arm_1", "", 0)]["first_name"].endswith("x")
+    with pytest.raises(errors.SyncError):
+        world.sync()
