@@ -20,8 +20,7 @@ Row = dict[str, Any]
 # PHP drops what is more than 1,000 variables without a word (max_input_vars); a request has
 # some twenty besides its records.
 RECORDS_MAX_PER_REQUEST = 900
-CELLS_PER_BATCH = 100_000
-BATCH_MAX_AUTO = 500
+CELLS_PER_BATCH = 200_000
 
 _HASHED = re.compile(r"[0-9a-f]{32}", re.IGNORECASE)
 
@@ -146,4 +145,4 @@ def batch_size(setting: int | str, columns: int) -> int:
     """Return how many records to ask for at once."""
     if isinstance(setting, int):
         return min(setting, RECORDS_MAX_PER_REQUEST)
-    return max(1, min(BATCH_MAX_AUTO, CELLS_PER_BATCH // max(1, columns)))
+    return max(1, min(RECORDS_MAX_PER_REQUEST, CELLS_PER_BATCH // max(1, columns)))

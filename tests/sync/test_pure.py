@@ -134,7 +134,7 @@ def test_a_record_nobody_asked_for_and_a_row_that_comes_twice():
 
 
 @pytest.mark.parametrize(
-    ("setting", "columns", "size"), [("auto", 60, 500), ("auto", 3000, 33), ("auto", 10**6, 1), (100, 5, 100)]
+    ("setting", "columns", "size"), [("auto", 60, 900), ("auto", 3000, 66), ("auto", 10**6, 1), (100, 5, 100)]
 )
 def test_the_size_of_a_batch_goes_by_cells(setting, columns, size):
     assert records.batch_size(setting, columns) == size

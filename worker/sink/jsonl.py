@@ -81,12 +81,12 @@ class _Feed(Transaction):
 
     lines: dict[str, list[str]] = field(default_factory=dict)
 
-    def _change(self, changed: list[dict[str, Any]], ended: list[Key], *, at: datetime, erase: bool) -> None:
-        for row in changed:
-            self._tell(at, "changed", Key(*(row[name] for name in Key._fields)), row["data"])
-            row["data"] = "{}"
+    def _change(self, changed: list[tuple[Any, ...]], ended: list[Key], *, at: datetime, erase: bool) -> None:
+        for *parts, data, _ in changed:
+            self._tell(at, "changed", Key(*parts), data)
         for key in ended:
             self._tell(at, "deleted", key, "null")
+        changed = [(*row[:-2], "{}", row[-1]) for row in changed]
         Transaction._change(self, changed, ended, at=at, erase=erase)  # noqa: SLF001 - its own base; super() does not know a class with slots
 
     def _tell(self, at: datetime, change: str, key: Key, data: str) -> None:
