@@ -89,6 +89,9 @@ class _Feed(Transaction):
         changed = [(*row[:-2], "{}", row[-1]) for row in changed]
         Transaction._change(self, changed, ended, at=at, erase=erase)  # noqa: SLF001 - its own base; super() does not know a class with slots
 
+    def rename(self, old: str, new: str) -> None:
+        """Do nothing: who replays the feed gets a deletion and a record."""
+
     def _tell(self, at: datetime, change: str, key: Key, data: str) -> None:
         head = {"at": at.isoformat(), "change": change, "project_id": self.project_id, **key._asdict()}
         line = json.dumps(head, ensure_ascii=False, separators=(",", ":"))[:-1] + f',"data":{data}}}\n'

@@ -285,6 +285,7 @@ def _set_up_sqlite(engine: Engine) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
         connection.execute("PRAGMA journal_mode = WAL")  # readers and the sync do not wait for each other
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA wal_autocheckpoint = 10000")  # pages; each one waits for the disk
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
