@@ -188,8 +188,10 @@ class Reader:
 
     def _short(self, found: Mapping[str, Record], wanted: Mapping[str, int]) -> dict[str, int]:
         """Return those of the wanted that did not come, or came with fewer rows than were listed."""
-        have = {folded(name): len(record) for name, record in found.items()}
-        short = {one: rows for one, rows in wanted.items() if have.get(folded(one), 0) < max(1, rows)}
+        have, listed = _rows_by_name(found), Counter[str]()
+        for one, rows in wanted.items():
+            listed[folded(one)] += rows
+        short = {one: rows for one, rows in wanted.items() if have[folded(one)] < max(1, listed[folded(one)])}
         if not short or not (self.settings.fields or self.settings.forms or self.settings.events or self.hidden()):
             return short
         # What is hidden, or was not asked for, may leave rows out.
@@ -197,7 +199,7 @@ class Reader:
 
     def _confirm(self, found: Mapping[str, Record], short: Mapping[str, int]) -> None:
         """Raise RecordsUnconfirmed when a request for nothing but the ids of these brings more than was found."""
-        have = {folded(name): len(record) for name, record in found.items()}
+        have = _rows_by_name(found)
         ids = list(short)
         for start in range(0, len(ids), records.RECORDS_MAX_PER_REQUEST):  # so never with an empty list
             limits = {name: value for name, value in scope(self.settings).items() if name != "forms"}
@@ -208,8 +210,16 @@ class Reader:
                 return Counter(folded(self.keys.of(row).record_id) for row in rows)
 
             present = self.client.read("record", parameters, count)
-            if lost := sum(rows > have.get(name, 0) for name, rows in present.items()):
+            if lost := sum(rows > have[name] for name, rows in present.items()):
                 raise RecordsUnconfirmed(
                     f"rows of {lost:,} records are on the server, but it left them out when it was asked for their "
                     "data: it lost rows. Make REDCAP_BATCH_SIZE smaller"
                 )
+
+
+def _rows_by_name(found: Mapping[str, Record]) -> Counter[str]:
+    """Count the rows of each record; ids that the server may take for one are one."""
+    have = Counter[str]()
+    for name, record in found.items():
+        have[folded(name)] += len(record)
+    return have

@@ -120,6 +120,20 @@ def test_a_row_that_is_deleted_between_the_listing_and_the_answer_is_no_loss(wor
     world.assert_exact()
 
 
+def test_ids_that_only_some_collations_tell_apart_are_records_of_their_own(world):
+    for name, rows in (("Ab", 1), ("ab", 2), ("\u00c4b", 3)):
+        for instance in range(rows):
+            where = {"redcap_event_name": "visit_1_arm_1", "redcap_repeat_instrument": "medication"}
+            world.api.changes.put(
+                [{"record_id": name, **where, "redcap_repeat_instance": str(instance + 1), "drug": "1"}]
+            )
+    world.sync()
+    world.assert_exact()
+    world.api.changes.delete(["ab"])
+    world.sync()
+    world.assert_exact()
+
+
 def test_ids_that_are_lost_in_a_listing_are_not_gone(world, spoiled):
     world.sync()
 
