@@ -186,7 +186,7 @@ What you saw
   journal     {home / "cycles.jsonl"} (a line a cycle)
 Try (or the same with the sqlite3 program)
   {sys.executable} -c "import sqlite3; print(*sqlite3.connect('{database}').execute(
-    'SELECT event, COUNT(*) FROM records WHERE deleted_at IS NULL GROUP BY event'), sep='\\n')"
+    'SELECT event, COUNT(*), AVG(weight_kg), AVG(pulse) FROM visit GROUP BY event'), sep='\\n')"
 Remove it
   rm -r {home}
 Then point it at your own project: set REDCAP_API_URL and REDCAP_API_TOKEN, and run ./ops/start once""")
