@@ -7,6 +7,7 @@ import signal
 import psutil
 import pytest
 
+from ops.sandbox.export import Rights
 from tests.conftest import wait_until
 from tests.sync.conftest import TOKEN
 
@@ -112,3 +113,27 @@ def test_a_stop_in_mid_sync_is_a_clean_drain(world, env):
     world.server.faults.clear()
     assert env.run("once").code == 0
     world.assert_exact()
+
+
+def test_hidden_fields_are_in_the_log_and_in_the_summary(world, env):
+    world.api.rights = Rights(deidentified=True)
+    done = env.run("once")
+    assert done.report["summary"]["fields_hidden"] == 6
+    (line,) = [line["line"] for line in done.lines if line["event"] == "output"]
+    assert line.startswith("6 fields are in the dictionary and not in the server's answers")
+    assert "first_name" in line
+
+
+def test_a_second_instance_with_a_state_directory_of_its_own_says_that_the_project_is_taken(world, env, tmp_path):
+    env.env["SYNC_SINK"] = f"sqlite:///{tmp_path}/shared.db"
+    world.server.faults.add("drip:7")  # the seventh answer takes for ever
+    first = env.start("run", SUPERVISOR_GRACE="0s")
+    try:
+        wait_until(lambda: len(world.api.requests) >= 7)
+        second = env.run("once", SUPERVISOR_STATE_DIR=str(tmp_path / "second"))
+        assert second.code == 1
+        assert second.report["error"]["type"] == "SinkBusy"
+        assert "project 4242" in second.report["error"]["message"]
+    finally:
+        first.send_signal(signal.SIGTERM)
+        env.finish(first)
