@@ -39,6 +39,7 @@ IdsHashed = _kind("IdsHashed", "The token's rights hide the record ids.")
 RecordsUnconfirmed = _kind("RecordsUnconfirmed", "Records can't be told from lost ones.")
 SinkFailed = _kind("SinkFailed", "The database does not take what it should.")
 SinkBusy = _kind("SinkBusy", "Another sync works on the same project in the same database.")
+StateFailed = _kind("StateFailed", "The state directory does not take what a cycle keeps there.")
 SinkNewer = _kind("SinkNewer", "The database was made by a newer version.")
 ProjectMismatch = _kind("ProjectMismatch", "The database holds another server's project of the same number.")
 HandlerFailed = _kind("HandlerFailed", "The callable of SYNC_HANDLER raised, or returned what no row can be.")
@@ -70,7 +71,10 @@ def server_text(text: str) -> str:
     Only what REDCap is known to say is shown; what stands in quotes is masked unless it looks
     like the name of a field or parameter.
     """
-    if not _KNOWN.match(text):
+    known = _KNOWN.match(text)
+    if known and "records" in text:  # what it quotes then are ids
+        return f"{known[0]} ... records ..."
+    if not known:
         return f"({len(text):,} characters that may hold values: not shown)"
 
     def mask(match: re.Match[str]) -> str:

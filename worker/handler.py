@@ -65,11 +65,14 @@ def at_work(handler: Handler, keys: Keys) -> Callable[[str, Record, Connection],
                 "keep, or an empty list to leave the record out"
             )
         try:
-            return records.group(map(records.to_json, made), keys, [record_id]).get(record_id, {})
-        except (AnswerMalformed, TypeError, ValueError):
+            kept = records.group(map(records.to_json, made), keys, [record_id])
+        except (AnswerMalformed, TypeError, ValueError, RecursionError):
+            kept = {"": {}}
+        if not kept.keys() <= {record_id}:
             raise HandlerFailed(
                 f"SYNC_HANDLER returned rows of another record, two rows with one key, or values that have no JSON "
                 f"form for record {position:,} of this cycle"
-            ) from None
+            )
+        return kept.get(record_id, {})
 
     return handle

@@ -8,7 +8,7 @@ CACHE_KIB = 8_000
 
 
 class IdList:
-    """Ids with three marks: `rows` that the server lists of each, whether the sink has it, whether it is wanted.
+    """Ids with four marks: `rows` that the server lists of each, `known` to the sink, `deleted` by the log, `wanted`.
 
     In a temporary file of `folder` that has no name, so nothing is left of it behind the process.
     """
@@ -18,7 +18,7 @@ class IdList:
         self._db = sqlite3.connect("", isolation_level=None)
         self._db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
         self._db.execute("PRAGMA journal_mode = OFF")
-        marks = "rows INTEGER DEFAULT 0, known INTEGER DEFAULT 0, wanted INTEGER DEFAULT 0"
+        marks = ", ".join(f"{name} INTEGER DEFAULT 0" for name in ("rows", "known", "deleted", "wanted"))
         self._db.execute(f"CREATE TABLE ids (id TEXT PRIMARY KEY, {marks}) WITHOUT ROWID")
 
     def close(self) -> None:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+import sqlite3
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -13,7 +14,7 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from worker import handler, project, reader, settings
-from worker.errors import ProjectMismatch, SyncError, UnexpectedError
+from worker.errors import ProjectMismatch, RecordsUnconfirmed, StateFailed, SyncError, UnexpectedError
 from worker.ids import IdList
 from worker.log_export import read_log, server_offset
 from worker.project import Structure
@@ -27,6 +28,9 @@ from worker.window import begin_by_offsets, begin_local, server_format
 LOOKED_AT_RECORDS = 3  # of those that are known: one that is there shows what the token may see
 RENAMED_MAX = 1_000  # records that are gone and are compared with new ones
 NAMES_SHOWN = 20
+# From so many changed records on, and so large a share of all, a full cycle is made of it.
+RESUMABLE_RECORDS = 5_000
+RESUMABLE_SHARE = 5
 
 logger = logging.getLogger(__name__)  # without a handler a warning goes to standard error, and so into the log
 
@@ -60,6 +64,11 @@ def sync(cycle: Cycle) -> dict[str, Any]:
             return Sync(cycle, redcap, sync_settings, client, sink, ids).run()
     except (SyncError, MemoryError):
         raise
+    except (OSError, sqlite3.Error) as error:  # of the ids, or of the requests' times
+        what = error.strerror if isinstance(error, OSError) else error
+        raise StateFailed(
+            f"{cycle.state_dir} can't be used: {what}. Is the disk full, or the folder not ours?"
+        ) from None
     except Exception as error:
         # A defect's own text may quote a record, so only its type and place are told.
         last = traceback.extract_tb(error.__traceback__)[-1]
@@ -89,6 +98,8 @@ class Sync:
     mended: int = 0
     write_s: float = 0.0
     zone_source: str = ""
+    skew_s: float = 0.0  # the server's clock against this host's
+    renamed: bool | None = None  # whether the log tells of a renamed record; None: it can't be read
     offset_s: int = 0
     seen_offset_s: int | None = None  # what is known of it, to be kept; None for a guess
     started_s: float = field(default_factory=time.monotonic)
@@ -106,6 +117,7 @@ class Sync:
         wanted |= {"fields": self.redcap.fields, **self.settings.model_dump(include=settings.SHAPING)}
         self.structure = structure = project.read(self.client, wanted, labels=self.redcap.raw_or_label == "label")
         self.started_at = self.client.server_time or self.now()
+        self.skew_s = (self.started_at - self.now()).total_seconds()
         self.sink.lock(structure.project_id)
         before = self._checkpoint()
         dropped = structure.identifiers if self.settings.drop_identifiers else frozenset()
@@ -133,12 +145,17 @@ class Sync:
     def _mode(self, before: Checkpoint) -> str:
         if self.cycle.full or before.synced_until is None or before.backfill_started_at is not None:
             return "full"
-        known, now = before.structure_hash or "", self._hash()
-        if known != now and not (now.endswith(project.UNSEEN) and known.startswith(now.removesuffix(project.UNSEEN))):
+        if self._is_changed(before):
             return "full"  # a new or renamed field, or another right, leaves no trace in any record's log
         every_s = self.redcap.reconcile_every
-        due = before.reconciled_at is None or self.started_at - before.reconciled_at >= timedelta(seconds=every_s)
+        due = before.reconciled_at is None or abs(self.started_at - before.reconciled_at) >= timedelta(seconds=every_s)
         return "reconcile" if every_s and due else "incremental"
+
+    def _is_changed(self, before: Checkpoint) -> bool:
+        """Return whether the structure or the columns are others, as far as rows showed them by now."""
+        known, now = before.structure_hash or "", self._hash()
+        unseen = now.endswith(project.UNSEEN) and known.startswith(now.removesuffix(project.UNSEEN))
+        return known != now and not unseen
 
     def _offset(self, before: Checkpoint) -> int:
         """Return the server's offset from UTC in seconds, as well as it can be known."""
@@ -160,16 +177,22 @@ class Sync:
     # A full cycle: all ids first, then batches; each commits with a cursor.
 
     def _full(self, before: Checkpoint) -> dict[str, Any]:
-        # What is here and not there is asked for like the rest, and gone only when confirmed.
-        sees_all = self._list_all()
-        self.ids.want("rows > 0 OR known > 0" if sees_all else "rows > 0")
         if before.synced_until:  # it may know of deletions where the list can't prove them
             self._read_log(self._window_begin(before))
-        resumed = before.backfill_started_at is not None and before.backfill_structure_hash == self._hash()
+        # What is here and not there is asked for like the rest, and gone only when confirmed.
+        self._list_all()
+        self.ids.want("rows > 0 OR known > 0" if self.reader.sees_all_records() else "rows > 0")
+        # Who asks for a full cycle wants all of it read now.
+        begun = before.backfill_started_at is not None and not self.cycle.full
+        resumed = begun and before.backfill_structure_hash == self._hash()
         checkpoint = before
         if not resumed:
             checkpoint = replace(
-                before, utc_offset_s=self.seen_offset_s, backfill_started_at=self.started_at, backfill_cursor=None
+                before,
+                utc_offset_s=self.seen_offset_s,
+                skew_s=self.skew_s,
+                backfill_started_at=self.started_at,
+                backfill_cursor=None,
             )
         for batch in self.reader.batches(checkpoint.backfill_cursor or ""):
             checkpoint = replace(checkpoint, backfill_cursor=batch.last, backfill_structure_hash=self._hash())
@@ -180,6 +203,7 @@ class Sync:
         done = Checkpoint(
             synced_until=begun_at,
             utc_offset_s=checkpoint.utc_offset_s,  # of when the backfill began, as the window will
+            skew_s=checkpoint.skew_s,
             structure_hash=self._hash(),
             reconciled_at=begun_at,
             project_created=checkpoint.project_created,
@@ -195,47 +219,78 @@ class Sync:
     def _incremental(self, before: Checkpoint, meanwhile: Checkpoint) -> dict[str, Any]:
         """Go on from one checkpoint; `meanwhile` stands beside the batches until all is done."""
         self.begin = begin = self._window_begin(before)
-        renamed = self._read_log(begin)
+        self._read_log(begin)
         self.reader.list_changed(server_format(begin))
         self.ids.want("rows > 0")
         reconciled_at = before.reconciled_at
-        if self.mode != "incremental" or renamed:
-            sees_all = self._list_all()
-            self.ids.want("(rows > 0) <> (known > 0)" if sees_all else "rows > 0 AND NOT known")
+        if self.mode != "incremental" or self.renamed:
+            self._list_all()
+            different = "(rows > 0) <> (known > 0)"
+            self.ids.want(different if self.reader.sees_all_records() else "rows > 0 AND NOT known")
             reconciled_at = self.started_at
+        if self.mode != "full" and self._is_most_of_it():
+            return self._full_instead(before)
         all_gone: list[str] = []
         for batch in self.reader.batches(""):
             all_gone += batch.gone
             self._write(batch.found, [], meanwhile)
             if self.cycle.stopping:
                 return self._summary()
+        if self.mode != "full" and self._is_changed(before):
+            return self._full_instead(before)  # no row had shown it before
         done = replace(
-            before, synced_until=self.started_at, utc_offset_s=self.seen_offset_s, reconciled_at=reconciled_at
+            before,
+            synced_until=self.started_at,
+            utc_offset_s=self.seen_offset_s,
+            skew_s=self.skew_s,
+            reconciled_at=reconciled_at,
         )
         return self._finish(all_gone, done)
 
-    def _read_log(self, begin: datetime) -> bool:
-        return read_log(self.client, begin, self.structure.id_field, lambda ids: self.ids.mark("wanted", ids))
+    def _full_instead(self, before: Checkpoint) -> dict[str, Any]:
+        self.mode = "full"
+        self.ids.forget()
+        return self._full(before)
+
+    def _is_most_of_it(self) -> bool:
+        """Return whether so much is to be read that a full cycle, which can be taken up again, is the better way."""
+        wanted = self.ids.count("wanted")
+        if wanted < RESUMABLE_RECORDS:
+            return False
+        self.ids.mark("known", self.sink.record_ids(self.structure.project_id))
+        return wanted * RESUMABLE_SHARE > self.ids.count("known > 0")
+
+    def _read_log(self, begin: datetime) -> None:
+        self.renamed = read_log(self.client, begin, self.structure.id_field, self.ids.mark)
+        self.ids.want("deleted > 0")
 
     def _window_begin(self, before: Checkpoint) -> datetime:
         assert before.synced_until is not None
         # The server compares whole seconds, and "after" leaves out the very second.
-        begin = before.synced_until - timedelta(seconds=self.redcap.overlap + 1)
+        overlap = timedelta(seconds=self.redcap.overlap + 1)
+        if before.skew_s is not None:  # the server's clock was put back: what came then has times before its last start
+            overlap += timedelta(seconds=max(0.0, before.skew_s - self.skew_s))
+        begin = min(before.synced_until, self.started_at) - overlap
         if self.redcap.timezone:
             return begin_local(begin, self.started_at, ZoneInfo(self.redcap.timezone))
         then_s = before.utc_offset_s if before.utc_offset_s is not None else self.offset_s
         return begin_by_offsets(begin, self.started_at, then_s, self.offset_s)
 
-    def _list_all(self) -> bool:
-        """List what the server has and what the sink has; return whether the server's list is known to be whole."""
-        sees_all = self.reader.list_all()
+    def _list_all(self) -> None:
+        """List what the server has and what the sink has, and look for records that only changed their name."""
+        self.reader.list_all()
         self.ids.mark("known", self.sink.record_ids(self.structure.project_id))
         if not self.ids.count("rows > 0") and self.ids.count("known > 0"):
-            sees_all = self.reader.list_all()  # an empty answer gets a second look
-        missing = self.ids.some("known > 0 AND rows = 0", RENAMED_MAX) if sees_all else []
-        for record_id in missing if self.ids.count("rows > 0 AND NOT known") else []:
-            self.lost[self._content(self.sink.rows_of(self.structure.project_id, record_id))] = record_id
-        return sees_all
+            self.reader.list_all()  # an empty answer gets a second look
+            vouched = self.cycle.full or self.renamed is None or self.ids.count("deleted > 0")
+            if not self.ids.count("rows > 0") and not vouched:
+                raise RecordsUnconfirmed(
+                    "the server lists no record at all, and its log tells of no deletion: if they were all erased, "
+                    "run redcap-sync once --full"
+                )
+        if self.ids.count("rows > 0 AND NOT known") and (self.renamed or self.reader.sees_all_records()):
+            for record_id in self.ids.some("known > 0 AND rows = 0", RENAMED_MAX):
+                self.lost[self._content(self.sink.rows_of(self.structure.project_id, record_id))] = record_id
 
     def _content(self, record: Record) -> str:
         """Return a hash of all that a record holds but its id."""
@@ -256,6 +311,9 @@ class Sync:
         started_s = time.monotonic()
         at, erase = self.now(), self.settings.on_delete == "erase"
         with self.sink.transaction(self.structure.project_id, checkpoint) as transaction:
+            self.lost = {
+                content: old for content, old in self.lost.items() if old not in found
+            }  # it is there after all
             for new in found if self.lost else ():  # a rename leaves its trace in both: one change, not two
                 if old := self.lost.pop(self._content(found[new]), None):
                     transaction.rename(old, new)
@@ -267,6 +325,8 @@ class Sync:
                     self._describe(transaction.connection)
                     if erase:
                         transaction.erase_deleted()
+                    if self.reader.dropped:
+                        transaction.change_deleted(self.reader.without_dropped)
                 transaction.keep_cycle({**last, **asdict(self.counts)})
         self.write_s += time.monotonic() - started_s
         self.records += len(found)

@@ -18,10 +18,12 @@ _ANY_OFFSET = timedelta(hours=13)
 _CHANGE_OF_CLOCK = timedelta(hours=2)
 
 
-def read_log(client: Client, begin_local: datetime, id_field: str, touched: Callable[[Iterable[str]], None]) -> bool:
-    """Hand on the records that were edited or deleted since a local time of the server; return whether one was renamed.
+def read_log(
+    client: Client, begin_local: datetime, id_field: str, mark: Callable[[str, Iterable[str]], None]
+) -> bool | None:
+    """Mark the records that were `deleted` since a local time of the server, and as `wanted` those that were edited.
 
-    Nothing is known of it without the Logging right.
+    Returns whether one was renamed; None without the Logging right, where nothing is known.
     """
     begin = {"beginTime": (begin_local - timedelta(minutes=1)).strftime(_MINUTE)}  # whole minutes, strictly after
     renamed = False
@@ -36,10 +38,11 @@ def read_log(client: Client, begin_local: datetime, id_field: str, touched: Call
                 yield str(row["record"])
 
     try:
-        for logtype in ("record_delete", "record_edit"):
-            client.read("log", {**begin, "logtype": logtype}, lambda rows: touched(ids(rows)))
+        client.read("log", {**begin, "logtype": "record_delete"}, lambda rows: mark("deleted", ids(rows)))
+        renamed = False  # a deletion's details begin as a rename's do
+        client.read("log", {**begin, "logtype": "record_edit"}, lambda rows: mark("wanted", ids(rows)))
     except RightMissing:
-        return False
+        return None
     return renamed
 
 

@@ -33,6 +33,7 @@ class Structure:
     project_id: int
     created: str  # when the project was made: with its id it tells two servers' projects apart
     fields: tuple[Field, ...]
+    names: frozenset[str]  # of the fields
     events: Mapping[str, list[str]]  # of each instrument; the empty name alone in a classic project
     repeats: frozenset[tuple[str, str]]  # event and instrument; no instrument: the whole event
     labels: Mapping[str, str]  # of the instruments, where labels are exported instead of names
@@ -56,7 +57,7 @@ class Structure:
 
     def field_of(self, column: str) -> str:
         """Return the field that an exported column belongs to: a check box has a column a choice."""
-        return column.partition("___")[0]
+        return column if column in self.names else column.partition("___")[0]
 
 
 def read(client: Client, wanted: Mapping[str, object], *, labels: bool) -> Structure:
@@ -101,10 +102,11 @@ def read(client: Client, wanted: Mapping[str, object], *, labels: bool) -> Struc
         project_id=project_id,
         created=str(info.get("creation_time") or ""),
         fields=tuple(found),
+        names=frozenset(one.name for one in found),
         events=_events(found, mapping, longitudinal=longitudinal),
         repeats=frozenset((str(row.get("event_name") or ""), str(row.get("form_name") or "")) for row in repeats),
         labels={str(row.get("instrument_name")): str(row.get("instrument_label")) for row in instruments},
-        missing_codes=str(info.get("missing_data_codes") or ""),
+        missing_codes=str(info.get("missing_data_codes") or "").replace("\0", "\ufffd"),
         _hash=whole,
     )
     _refuse_ambiguous(structure)
@@ -116,7 +118,7 @@ def _field(row: Row) -> Field:
         raise AnswerMalformed("the project's data dictionary has a field without a name")
 
     def text(name: str) -> str:
-        return str(row.get(name) or "")
+        return str(row.get(name) or "").replace("\0", "\ufffd")
 
     return Field(
         name=row["field_name"],

@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 from worker import records
@@ -14,6 +14,8 @@ from worker.records import Record, folded
 from worker.redcap import Client
 from worker.settings import RedcapSettings
 from worker.stream import decoded
+
+GROUP = "redcap_data_access_group"
 
 
 class Batch(NamedTuple):
@@ -46,9 +48,11 @@ class Reader:
     dropped: frozenset[str]  # fields that are left out
     progress: Callable[[int, int | None, str], None]
     keys: records.Keys = field(init=False)
+    sees_all: bool | None = None  # whether the token's user is in no data access group
     columns: list[str] | None = None  # that the token gets to see; None until a row came
     batches_done: int = 0
     _size: int = field(init=False)
+    _cells: int = field(init=False)  # of a row, where they bound a batch
 
     def __post_init__(self) -> None:
         self.keys = records.Keys(self.structure.id_field)
@@ -58,6 +62,7 @@ class Reader:
             if one.kind != "descriptive"
         )
         self._size = records.batch_size(self.settings.batch_size, columns)
+        self._cells = columns if self.settings.batch_size == "auto" else 0
 
     def hidden(self) -> list[str]:
         """Return the fields that are asked for and that the token does not get to see."""
@@ -74,32 +79,47 @@ class Reader:
         ]
 
     def look(self, ids: list[str]) -> None:
-        """Find out which columns the token gets to see now, by records that should be there."""
-        if ids:
-            self._rows(ids, divisible=False)
+        """Find out which columns the token gets to see now, and whether all records, by some that should be there.
+
+        A token whose user is in a data access group sees its own records only, and nothing
+        says so but that the server leaves out the column of groups that was asked for.
+        """
+        if not ids:
+            return
+
+        def consume(rows: Iterator[bytes]) -> list[str]:
+            first = next(rows, None)
+            for _ in rows:
+                pass  # read to its end, so that the connection can be used again
+            return [] if first is None else list(decoded(first))
+
+        wanted = {**self._wanted(), "records": ids, "exportDataAccessGroups": "true"}
+        if columns := self.client.read("record", wanted, consume):
+            self.sees_all = GROUP in columns or None
+            self.columns = [one for one in columns if one != GROUP and self.structure.field_of(one) not in self.dropped]
 
     def list_changed(self, begin: str) -> None:
         """List the rows of the records that were changed after a local time of the server."""
         self._list({"dateRangeBegin": begin})
 
-    def list_all(self) -> bool:
-        """List the rows of all records; return whether they are known to be all there are.
-
-        A token whose user is in a data access group sees its own records only, and nothing
-        says so but that the server leaves out the column of groups that was asked for.
-        """
+    def list_all(self) -> None:
+        """List the rows of all records, and find out whether they are all there are."""
         limits = {name: value for name, value in scope(self.settings).items() if name in ("events", "filterLogic")}
         columns = self._list({**limits, "exportDataAccessGroups": "true"})
-        if "redcap_data_access_group" in columns:
-            return True
-        try:
-            return not self.client.table("dag")
-        except SyncError as error:
-            if error.transient:
-                raise
-            return False  # the token may not ask: whether there are groups can't be known
+        self.sees_all = GROUP in columns or self.sees_all
 
-    def _list(self, extra: Mapping[str, str]) -> set[str]:
+    def sees_all_records(self) -> bool:
+        """Return whether there is no record that the token can't see, as far as it can be known."""
+        if self.sees_all is None:
+            try:
+                self.sees_all = not self.client.table("dag")
+            except SyncError as error:
+                if error.transient:
+                    raise
+                self.sees_all = False  # the token may not ask: whether there are groups can't be known
+        return self.sees_all
+
+    def _list(self, extra: Mapping[str, Any]) -> set[str]:
         """List the rows that `extra` picks; return their columns."""
         id_field = self.structure.id_field
 
@@ -129,7 +149,7 @@ class Reader:
         """Yield the wanted records behind an id, in the order of their ids."""
         total = self.ids.count("wanted")
         done = total - self.ids.count("wanted AND id > ?", after)
-        while wanted := self.ids.after(after, self._size):
+        while wanted := self._bounded(self.ids.after(after, self._size)):
             try:
                 found = self._rows(wanted, divisible=len(wanted) > 1)
             except SyncError as error:
@@ -145,16 +165,19 @@ class Reader:
             yield Batch(after, found, gone)
             self.progress(done, total, "records")
 
-    def _rows(self, ids: Mapping[str, int] | list[str], *, divisible: bool) -> dict[str, Record]:
-        parameters: dict[str, Any] = dict(scope(self.settings))
-        if self.settings.fields:
-            parameters["fields"] = ",".join(dict.fromkeys([self.structure.id_field, *self.settings.fields]))
-        elif self.settings.forms:
-            parameters["fields"] = self.structure.id_field
+    def _bounded(self, wanted: dict[str, int]) -> dict[str, int]:
+        """Return the first of these records, as many as have no more cells than a batch should."""
+        cells = 0
+        for number, rows in enumerate(wanted.values()):
+            cells += rows * self._cells
+            if number and cells > records.CELLS_PER_BATCH:
+                return dict(islice(wanted.items(), number))
+        return wanted
 
+    def _rows(self, ids: Mapping[str, int] | list[str], *, divisible: bool) -> dict[str, Record]:
         def consume(rows: Iterator[bytes]) -> dict[str, Record]:
             if self.dropped:
-                rows = map(self._without_dropped, rows)
+                rows = map(self.without_dropped, rows)
             first = next(rows, None)
             if first is None:
                 return {}
@@ -164,11 +187,21 @@ class Reader:
                     "the fields that the token gets to see changed during the cycle: the next one reads all anew"
                 )
             self.columns = columns
-            return records.group(chain([first], rows), self.keys, ids)
+            return records.group(chain([first], rows), records.Keys(self.structure.id_field, columns), ids)
 
-        return self.client.read("record", {**parameters, "records": list(ids)}, consume, divisible=divisible)
+        return self.client.read("record", {**self._wanted(), "records": list(ids)}, consume, divisible=divisible)
 
-    def _without_dropped(self, row: bytes) -> bytes:
+    def _wanted(self) -> dict[str, Any]:
+        """Return the parameters of a request for rows; the id field is always asked for."""
+        parameters: dict[str, Any] = dict(scope(self.settings))
+        if self.settings.fields:
+            parameters["fields"] = ",".join(dict.fromkeys([self.structure.id_field, *self.settings.fields]))
+        elif self.settings.forms:
+            parameters["fields"] = self.structure.id_field
+        return parameters
+
+    def without_dropped(self, row: bytes) -> bytes:
+        """Return a row without the fields that are left out."""
         field_of = self.structure.field_of
         return records.to_json({c: v for c, v in decoded(row).items() if field_of(c) not in self.dropped})
 
@@ -184,7 +217,15 @@ class Reader:
                 if len(record) >= len(found.get(name, ())):
                     found[name] = record
             self._confirm(found, self._short(found, doubtful))
-        return [one for one in wanted if one not in found]  # gone, or spelt in another way now
+        have = _rows_by_name(found)
+        # Gone, or spelt in another way now. What a token in a group does not see may have moved to
+        # another: only the log can tell that it was deleted.
+        return [
+            one
+            for one in wanted
+            if one not in found
+            and (have[folded(one)] or self.sees_all_records() or self.ids.count("deleted > 0 AND id = ?", one))
+        ]
 
     def _short(self, found: Mapping[str, Record], wanted: Mapping[str, int]) -> dict[str, int]:
         """Return those of the wanted that did not come, or came with fewer rows than were listed."""

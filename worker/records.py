@@ -7,7 +7,7 @@ import hashlib
 import json
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import msgspec
@@ -46,31 +46,35 @@ Record = dict[Key, Stored]
 
 
 class Keys:
-    """Reads the key of a row without making anything of its other values."""
+    """Reads the keys of rows. With `columns`, each row must have exactly these, and no lists or objects in them."""
 
-    def __init__(self, id_field: str) -> None:
-        names = {"record_id": id_field, **{name: f"redcap_{name}" for name in ("repeat_instrument", "repeat_instance")}}
-        parts: list[Any] = [
-            ("record_id", str),
-            ("event", str, ""),
-            ("repeat_instrument", str, ""),
-            ("repeat_instance", int | str, 0),
-        ]
-        row = msgspec.defstruct("Row", parts, rename=names | {"event": "redcap_event_name"})
+    def __init__(self, id_field: str, columns: Sequence[str] = ()) -> None:
         self.id_field = id_field
+        self.columns = len(columns)
+        names = {"record_id": id_field, **{name: f"redcap_{name}" for name in ("repeat_instrument", "repeat_instance")}}
+        names |= {"event": "redcap_event_name"}
+        parts: list[Any] = [("record_id", str), ("event", str, ""), ("repeat_instrument", str, "")]
+        parts.append(("repeat_instance", int | str, 0))
+        others = [column for column in columns if column not in names.values()]
+        names |= {f"c{number}": column for number, column in enumerate(others)}
+        parts += [(f"c{number}", str | int | float | bool | None) for number in range(len(others))]
+        row = msgspec.defstruct("Row", parts, rename=names, kw_only=True, forbid_unknown_fields=bool(columns))
         self._decode = msgspec.json.Decoder(row).decode
 
     def of(self, row: bytes) -> Key:
-        """Return the key of a row. Raises AnswerMalformed when it has none."""
+        """Return the key of a row. Raises AnswerMalformed."""
+        # Most values hold no `":`, so that it counts the columns; a row in which it does not is looked at.
+        if self.columns and row.count(b'":') != self.columns:
+            decoded(row)
         try:
             found: Any = self._decode(row)
-        except msgspec.ValidationError:
-            found = None
-        if not found or not found.record_id or "\0" in found.record_id:
+        except msgspec.ValidationError as error:  # it names columns and types, and quotes no value
             raise AnswerMalformed(
-                f"a row came without a record id ({self.id_field}), or with one that no database takes: the first field "
-                "of the dictionary was renamed during the cycle, or the token may not export its instrument"
-            )
+                f"a row is not as it should be ({error}): the first field of the dictionary ({self.id_field}) was renamed "
+                "during the cycle, or the token may not export its instrument, or the server is at fault"
+            ) from None
+        if not found.record_id or "\0" in found.record_id:
+            raise AnswerMalformed(f"a row came with a record id ({self.id_field}) that is empty or holds a NUL")
         try:
             instance = int(found.repeat_instance or 0)
         except ValueError:
@@ -104,16 +108,11 @@ def folded(record_id: str) -> str:
 def group(rows: Iterable[bytes], keys: Keys, asked: Iterable[str]) -> dict[str, Record]:
     """Return the rows of each record that was asked for, by record id and key.
 
-    Raises AnswerMalformed for a record that was not asked for, for two rows of one key, and for a
-    row that has a column twice.
+    Raises AnswerMalformed for a record that was not asked for, and for two rows of one key.
     """
     wanted = set(map(folded, asked))
     records: dict[str, Record] = {}
-    usual = -1
     for row in rows:
-        # Most values hold no `":`, so that it counts the columns: what differs is looked at.
-        if (count := row.count(b'":')) != usual:
-            usual = count if len(decoded(row)) == count else usual
         key = keys.of(row)
         into = records.get(key.record_id)
         if into is None:

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from itertools import islice
 from typing import Any, TypeVar
 
 import requests
@@ -24,6 +25,8 @@ Row = dict[str, Any]
 
 PIECE_BYTES = 65_536
 BODY_MIN_BYTES_PER_S = 10_000  # slower than that, for longer than the read time-out, is too slow
+ANSWER_MAX_BYTES = 1_000_000_000  # the ids of ten million records
+TABLE_MAX_ROWS = 200_000  # five times the longest dictionary that was heard of
 BACK_OFF_FIRST_S = 1.0
 BACK_OFF_MAX_S = 60.0
 RATE_WINDOW_S = 60.0
@@ -75,7 +78,16 @@ class Client:
 
     def table(self, content: str, **parameters: str | Iterable[str]) -> list[Row]:
         """Return a small answer whole: metadata, events, a log's window."""
-        return self.read(content, parameters, lambda rows: list(map(stream.decoded, rows)))
+
+        def consume(rows: Iterator[bytes]) -> list[Row]:
+            found = list(map(stream.decoded, islice(rows, TABLE_MAX_ROWS + 1)))
+            if len(found) > TABLE_MAX_ROWS:
+                raise errors.AnswerMalformed(
+                    f"the server's {content} has more than {TABLE_MAX_ROWS:,} rows: a loop of its"
+                )
+            return found
+
+        return self.read(content, parameters, consume)
 
     def read(
         self,
@@ -161,14 +173,19 @@ class Client:
                 f"no connection to the server within {connect_s:g} s: check REDCAP_API_URL and the firewall"
             ) from None
         except (ProtocolError, IncompleteRead, requests.exceptions.ChunkedEncodingError):
-            raise errors.AnswerCutOff("the connection broke in the middle of the server's answer") from None
+            raise errors.AnswerCutOff(
+                "the connection broke in the middle of the server's answer: the next try may do; if it goes on, make "
+                "REDCAP_BATCH_SIZE smaller, or look at the proxies on the way"
+            ) from None
         except (requests.exceptions.ConnectionError, OSError) as error:
             raise errors.ServerUnreachable(
                 f"no connection to the server ({_reason(error)}): check REDCAP_API_URL, the name service and "
                 "the network"
             ) from None
         except (HTTPError, requests.exceptions.RequestException) as error:
-            raise errors.AnswerMalformed(f"the server's answer breaks HTTP ({type(error).__name__})") from None
+            raise errors.AnswerMalformed(
+                f"the server's answer breaks HTTP ({type(error).__name__}): look at the proxies on the way"
+            ) from None
 
     def _keep_rate(self) -> None:
         """Wait until one more request keeps below REDCAP_MAX_RATE in any minute."""
@@ -212,7 +229,8 @@ class Client:
             )
         if status in (408, 500, 502, 503):
             raise errors.ServerFailed(
-                f"the server failed with status {status}: it is down, overloaded or in maintenance"
+                f"the server failed with status {status}: it is down, overloaded or in maintenance. "
+                "It is tried again; ask its administrator if that does not end"
             )
         if status == 403 and text and "permissions to use the API" not in text:
             raise errors.RightMissing(f"the token's user has not the right for this: {errors.server_text(text)}")
@@ -252,6 +270,11 @@ class Client:
             piece: bytes = self._wait(lambda: response.raw.read1(PIECE_BYTES, decode_content=True))
             received_bytes += len(piece)
             self.counters.bytes_received += len(piece)
+            if received_bytes > ANSWER_MAX_BYTES:
+                raise errors.AnswerMalformed(
+                    f"the server's answer is longer than {ANSWER_MAX_BYTES:,} bytes: make REDCAP_BATCH_SIZE smaller; if that "
+                    "does not help, its administrator must look at what it sends"
+                )
             took_s = time.monotonic() - started_s
             if took_s > read_s + received_bytes / BODY_MIN_BYTES_PER_S:
                 raise errors.ServerTooSlow(

@@ -19,12 +19,12 @@ PART_BYTES = 262_144  # decoded at once
 ROW_MAX_BYTES = 64 * 1024 * 1024  # one row; a REDCap note holds at most some MB
 OBJECT_MAX_BYTES = 4_000_000
 _BLANKS = b" \t\r\n"
-_BETWEEN_ROWS = re.compile(rb"\}[ \t\r\n]*,[ \t\r\n]*\{")
-_CUTS_TRIED = 20  # a text value may hold what looks like the end of a row
+_CUTS_TRIED = 20
 _REMEDY = (
     "check REDCAP_API_URL in a browser; if it is right, the server is in maintenance, its database is down, "
     "or a proxy asks for a login"
 )
+_ADMINISTRATOR = "REDCap makes no such answer: ask the server's administrator what stands before it"
 
 Row = dict[str, Any]
 Read = Callable[[], bytes]  # the next piece of the body; empty at its end
@@ -60,21 +60,20 @@ def rows(read: Read, on_error: OnError) -> Iterator[bytes]:
 
 
 def _complete(text: bytes) -> tuple[list[bytes], bytes]:
-    """Return the rows that are there as a whole, and the rest."""
-    cut = len(text)
-    for _ in range(_CUTS_TRIED):
-        cut = text.rfind(b"},{", 0, cut)
-        if cut < 0:
-            break
+    """Return the rows that are there as a whole, and the rest.
+
+    A row ends where another begins with the first one's first key. In a text value that can't
+    stand: its quotes would be escaped.
+    """
+    head = text[: text.find(b":") + 1]
+    if not head.startswith(b"{"):
+        return [], text
+    ends = [match.span() for match in re.finditer(rb"\}[ \t\r\n]*,[ \t\r\n]*(?=" + re.escape(head) + b")", text)]
+    for end, begin in ends[: -_CUTS_TRIED - 1 : -1]:
         try:
-            return _rows(b"[" + text[: cut + 1] + b"]"), text[cut + 2 :]
+            return _rows(b"[" + text[: end + 1] + b"]"), text[begin:]
         except AnswerCutOff:
-            cut += 2  # it was in the middle of a text
-    for match in list(_BETWEEN_ROWS.finditer(text))[: -_CUTS_TRIED - 1 : -1]:
-        try:
-            return _rows(b"[" + text[: match.start() + 1] + b"]"), text[match.end() - 1 :]
-        except AnswerCutOff:
-            pass
+            pass  # a list of objects inside a row: what that is, its whole row tells
     return [], text
 
 
@@ -93,7 +92,9 @@ def _checked(decoder: msgspec.json.Decoder[Any], text: bytes) -> Any:
     except msgspec.DecodeError as error:
         raise _malformed(str(error)) from None
     except RecursionError:
-        raise AnswerMalformed("the server's answer is nested deeper than any REDCap answer") from None
+        raise AnswerMalformed(
+            f"the server's answer is nested deeper than any REDCap answer. {_ADMINISTRATOR}"
+        ) from None
     except UnicodeDecodeError:
         raise AnswerMalformed(
             "the server's answer is not UTF-8: a field holds bytes of another encoding; "
@@ -105,13 +106,18 @@ def _checked(decoder: msgspec.json.Decoder[Any], text: bytes) -> Any:
 def _malformed(what: str) -> SyncError:
     """Return the error that msgspec's words mean: they quote no value."""
     if "truncated" in what:
-        return AnswerCutOff("the server's answer ended in the middle of its list")
+        return AnswerCutOff(
+            "the server's answer ended in the middle of its list: it ran out of memory or time, or a proxy cut it off. "
+            "Make REDCAP_BATCH_SIZE smaller"
+        )
     if "trailing characters" in what:
         return AnswerMalformed(
             "the server's answer goes on behind its end: PHP printed a warning, or a proxy added something; "
             "the administrator of the REDCap server finds it in the server's log"
         )
-    return AnswerMalformed(f"the server's answer is broken JSON: {what.removeprefix('JSON is malformed: ')}")
+    return AnswerMalformed(
+        f"the server's answer is broken JSON: {what.removeprefix('JSON is malformed: ')}. {_ADMINISTRATOR}"
+    )
 
 
 def decoded(row: bytes) -> Row:
@@ -119,7 +125,7 @@ def decoded(row: bytes) -> Row:
     try:
         answer = json.loads(row, object_pairs_hook=_object)
     except ValueError:  # an integer of more digits than CPython reads
-        raise AnswerMalformed("the server's answer holds a number of thousands of digits") from None
+        raise AnswerMalformed(f"the server's answer holds a number of thousands of digits. {_ADMINISTRATOR}") from None
     assert isinstance(answer, dict)
     return answer
 
@@ -127,7 +133,9 @@ def decoded(row: bytes) -> Row:
 def _object(pairs: list[tuple[str, Any]]) -> Row:
     made = dict(pairs)
     if len(made) != len(pairs):
-        raise AnswerMalformed("a row of the server's answer has a key twice: which value counts can't be known")
+        raise AnswerMalformed(
+            "a row of the server's answer has a key twice: which value counts can't be known. " + _ADMINISTRATOR
+        )
     return made
 
 

@@ -141,12 +141,29 @@ def test_the_size_of_a_batch_goes_by_cells(setting, columns, size):
 
 
 def test_a_column_that_comes_twice_is_never_believed():
-    good = [b'{"record_id":"1","a":"x"}', b'{"record_id":"2","a":"\\":"}', b'{"record_id":"3","a":":"}']
-    assert set(records.group(good, KEYS, "1234")) == {"1", "2", "3"}
-    for bad in (b'{"record_id":"4","a":"x","a":"x"}', b'{"record_id":"5","record_id":"4","a":"x"}'):
+    keys = records.Keys("record_id", ["record_id", "a", "b"])
+    good = [
+        b'{"record_id":"1","a":"x","b":""}',
+        b'{"record_id":"2","a":"\\":","b":"x"}',
+        b'{"record_id":"3","a":":","b":5}',
+    ]
+    assert set(records.group(good, keys, "1234")) == {"1", "2", "3"}
+    for bad in (
+        b'{"record_id":"4","a":"x","b":"y","a":"x"}',
+        b'{"record_id":"5","record_id":"4","a":"x","b":"y"}',
+        b'{"record_id":"4","a":"x","a":"y"}',
+        b'{"record_id":"4","a" :"x","a":"y"}',
+        b'{"record_id":"4","a":"x"}',
+        b'{"record_id":"4"}',
+        b'{"record_id":"4","a":"x","b":"y","c":"z"}',
+        b'{"record_id":"4","a":[[["x"]]],"b":"y"}',
+        b'{"record_id":"4","a":{"b":1},"b":"y"}',
+        b'{"record_id":"4","a":' + b"9" * 10_000 + b',"b":"y"}',
+        b'{"record_id":"4","a":' + b"[" * 900 + b"]" * 900 + b',"b":"y"}',
+    ):
         for at in range(4):
-            with pytest.raises(errors.AnswerMalformed, match="twice"):
-                records.group([*good[:at], bad, *good[at:]], KEYS, "1234")
+            with pytest.raises(errors.AnswerMalformed):
+                records.group([*good[:at], bad, *good[at:]], keys, "1234")
 
 
 def read(body: bytes, step: int = 7) -> list[dict]:
@@ -229,6 +246,23 @@ def test_each_fault_has_its_name(body, error, match):
 def test_blanks_without_end_take_no_memory():
     pieces = iter([b"["] + [b" " * 65_536] * 500 + [b"]"])
     assert list(stream.rows(lambda: next(pieces, b""), errors.RequestRefused)) == []
+
+
+def test_notes_full_of_what_looks_like_rows_do_not_hold_up_the_rows():
+    note = ("[" + "},{".join(["a"] * 200) + "]") * 150
+    body = json.dumps([{"record_id": str(n), "note": note} for n in range(40)], separators=(",", ":")).encode()
+    read_bytes = 0
+
+    def piece():
+        nonlocal read_bytes
+        read_bytes += 65_536
+        return body[read_bytes - 65_536 : read_bytes]
+
+    ahead = [
+        read_bytes - (number + 1) * len(body) / 40 for number, _ in enumerate(stream.rows(piece, errors.RequestRefused))
+    ]
+    assert len(ahead) == 40
+    assert max(ahead) < 1_000_000
 
 
 @pytest.mark.parametrize("text", ["x" * 1_000_000, "},{" * 300_000, '"},{"a":"' * 100_000])

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import BigInteger, Column, Integer, MetaData, Table, Text, insert, select
+from sqlalchemy import URL, BigInteger, Column, Integer, MetaData, Table, Text, insert, select
 
 from worker.errors import SinkFailed
 from worker.records import Key
@@ -41,7 +41,7 @@ class JsonlSink(SqlSink):
             os.makedirs(folder, mode=0o700, exist_ok=True)
         except OSError as error:
             raise SinkFailed(f"jsonl:{folder} can't be made: {error.strerror}") from None
-        super().__init__(f"sqlite:///{folder}/index.db")
+        super().__init__(URL.create("sqlite", database=f"{folder}/index.db"))
         with self._errors("be opened"), self._connection.begin():
             _metadata.create_all(self._connection)
 

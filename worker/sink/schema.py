@@ -29,6 +29,7 @@ VERSION = 2
 _STEPS = {
     1: (
         "ALTER TABLE checkpoints ADD COLUMN project_created TEXT",
+        "ALTER TABLE checkpoints ADD COLUMN skew_s FLOAT",
         "ALTER TABLE cycles ADD COLUMN mended BIGINT DEFAULT 0 NOT NULL",
         "ALTER TABLE cycles ADD COLUMN fields_hidden BIGINT DEFAULT 0 NOT NULL",
     )
@@ -68,6 +69,7 @@ checkpoints = Table(
     Column("backfill_cursor", Text),  # the last record of it that is committed
     Column("backfill_structure_hash", String(32)),
     Column("project_created", Text),  # as the server says it, of whichever zone
+    Column("skew_s", Float),  # the server's clock against the host's, when that cycle started
 )
 
 _CHANGES = ("records", "rows", "inserted", "updated", "unchanged", "deleted", "mended", "fields_hidden")

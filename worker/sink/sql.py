@@ -23,7 +23,7 @@ from sqlalchemy import (
     text,
     update,
 )
-from sqlalchemy.engine import Engine, make_url
+from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.errors import SinkBusy, SinkFailed
@@ -54,6 +54,7 @@ class Checkpoint:
     backfill_cursor: str | None = None
     backfill_structure_hash: str | None = None
     project_created: str | None = None
+    skew_s: float | None = None  # the server's clock against the host's, at that cycle's start
 
 
 @dataclass(slots=True)
@@ -71,9 +72,9 @@ class SqlSink:
 
     has_views = True
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: URL) -> None:
         # A query may hold a password too.
-        self._name = make_url(url).set(username=None, password=None, query={}).render_as_string()
+        self._name = url.set(username=None, password=None, query={}).render_as_string()
         # hide_parameters: SQLAlchemy's errors would quote the rows otherwise.
         self._engine = create_engine(url, hide_parameters=True, json_serializer=str)
         self._upsert = _upsert(self._engine.dialect.name)
@@ -256,6 +257,15 @@ class Transaction:
         marked = (records.c.project_id == self.project_id, records.c.deleted_at.is_not(None))
         self.connection.execute(delete(records).where(*marked))
 
+    def change_deleted(self, change: Callable[[bytes], bytes]) -> None:
+        """Change the data of what is marked as deleted."""
+        marked = (records.c.project_id == self.project_id, records.c.deleted_at.is_not(None))
+        columns = [records.c[name] for name in Key._fields]
+        for *key, data in self.connection.execute(select(*columns, cast(records.c.data, Text)).where(*marked)).all():
+            where = {f"k_{name}": value for name, value in zip(_KEY, (self.project_id, *key), strict=True)}
+            text = change(data.encode()).decode()
+            self.connection.execute(update(records).where(_BY_KEY).values(data=text), where)
+
     def keep_cycle(self, row: Mapping[str, Any]) -> None:
         """Write the summary of the cycle."""
         self.connection.execute(insert(cycles).values(**row))
@@ -285,6 +295,7 @@ def _set_up_sqlite(engine: Engine) -> None:
         connection.execute(f"PRAGMA busy_timeout = {int(BUSY_TIMEOUT_S * 1000)}")
         connection.execute("PRAGMA journal_mode = WAL")  # readers and the sync do not wait for each other
         connection.execute("PRAGMA synchronous = NORMAL")
+        connection.execute("PRAGMA secure_delete = ON")  # what is erased is not left in free pages
         connection.execute("PRAGMA wal_autocheckpoint = 10000")  # pages; each one waits for the disk
 
     @event.listens_for(engine, "begin")

@@ -3,15 +3,16 @@
 import re
 from collections.abc import Iterator, Sequence
 
-from sqlalchemy import Connection, delete, insert, inspect, select
+from sqlalchemy import Connection, delete, insert, select
 from sqlalchemy.exc import DBAPIError
 
 from worker.project import Field, Structure
 from worker.records import Key
-from worker.sink.schema import codes, fields
+from worker.sink.schema import codes, fields, metadata
 
 COLUMNS_MAX = 1_500  # SQLite takes 2,000 in a result, PostgreSQL 1,600 in a view
-NAME_MAX = 63  # of PostgreSQL, where what is longer is cut off without a word
+NAMES_TRIED = 5
+NAME_MAX_BYTES = 63  # of PostgreSQL, where what is longer is cut off without a word
 _KEYS = ("project_id", *Key._fields)
 _SHOWABLE = re.compile(r"\w[\w.-]*", re.ASCII)
 _DAY = "[0-9][0-9][0-9][0-9]-[0-9][0-9]-[0-9][0-9]"
@@ -33,10 +34,10 @@ _SQLITE = {
 _POSTGRESQL = {
     "integer": "CASE WHEN {x} ~ '^[-+]?[0-9]{{1,18}}$' THEN CAST({x} AS bigint) END",
     "number": "CASE WHEN {x} ~ '^[-+]?([0-9]+[.]?[0-9]*|[.][0-9]+)$' THEN CAST({x} AS numeric) END",
-    "date": "CASE WHEN {x} ~ '^[0-9]{{4}}-' AND pg_input_is_valid({x}, 'date') THEN CAST({x} AS date) END",
-    "datetime": "CASE WHEN {x} ~ '^[0-9]{{4}}-' AND pg_input_is_valid({x}, 'timestamp') "
+    "date": "CASE WHEN {x} ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}}$' AND pg_input_is_valid({x}, 'date') THEN CAST({x} AS date) END",
+    "datetime": "CASE WHEN {x} ~ '^[0-9]{{4}}-[0-9]{{2}}-[0-9]{{2}} [0-9:.]+$' AND pg_input_is_valid({x}, 'timestamp') "
     "THEN CAST({x} AS timestamp) END",
-    "time": "CASE WHEN {x} ~ '^[0-9]+:' AND pg_input_is_valid({x}, 'time') THEN CAST({x} AS time) END",
+    "time": "CASE WHEN {x} ~ '^([01]?[0-9]|2[0-3]):' AND pg_input_is_valid({x}, 'time') THEN CAST({x} AS time) END",
     "boolean": "CASE {x} WHEN '1' THEN true WHEN '0' THEN false END",
     "text": "{x}",
 }
@@ -46,21 +47,18 @@ _INPUT_IS_VALID_SINCE = (16,)  # without it a value like 2023-02-30 would make t
 def make(connection: Connection, structure: Structure, columns: Sequence[str], *, labels: bool) -> list[str]:
     """Make the project's views, `fields` and `codes` anew; return the views that could not be, as others stand on them."""
     kept = _drop(connection, structure.project_id)
-    found = inspect(connection)
-    taken = {name.lower() for name in (*found.get_table_names(), *found.get_view_names())}
+    taken = {table.name for table in metadata.sorted_tables}
     listed = []
     for instrument, part, chosen in _parts(structure, columns):
-        name = _free(instrument if part == 1 else f"{instrument}_part{part}", taken)
         used = set(_KEYS)
-        lines = []
+        lines, entries = [], []
         for column, one in chosen:
             kind = "text" if labels else _type(column, one)
             shown = _free(column, used)
             lines.append(f"{_expression(connection, column, kind, one)} AS {_quoted(shown)}")
-            listed.append(
+            entries.append(
                 {
                     "project_id": structure.project_id,
-                    "view_name": name,
                     "column_name": shown,
                     "instrument": instrument,
                     "field_name": structure.field_of(column),
@@ -71,17 +69,33 @@ def make(connection: Connection, structure: Structure, columns: Sequence[str], *
             )
         select_list = ", ".join([*_KEYS, *lines])
         rows = _rows_of(instrument, structure)
-        _run(
-            connection,
-            f"CREATE VIEW {_quoted(name)} AS SELECT {select_list} FROM records "
-            f"WHERE project_id = {structure.project_id} AND deleted_at IS NULL AND ({rows})",
+        body = (
+            f"SELECT {select_list} FROM records "
+            f"WHERE project_id = {structure.project_id} AND deleted_at IS NULL AND ({rows})"
         )
+        name = _create(connection, instrument if part == 1 else f"{instrument}_part{part}", body, taken)
+        listed += [entry | {"view_name": name} for entry in entries]
     if listed:
         connection.execute(insert(fields), listed)
     connection.execute(delete(codes).where(codes.c.project_id == structure.project_id))
     if coded := list(_codes(structure)):
         connection.execute(insert(codes), coded)
     return kept
+
+
+def _create(connection: Connection, wanted: str, body: str, taken: set[str]) -> str:
+    """Make a view under the first name that the database takes: an index, or something of somebody's, may have one."""
+    for attempt in range(NAMES_TRIED):
+        name = _free(wanted if attempt < NAMES_TRIED - 1 else f"view_{wanted}", taken)
+        try:
+            with connection.begin_nested():
+                _run(connection, f"CREATE VIEW {_quoted(name)} AS {body}")
+        except DBAPIError:
+            if attempt == NAMES_TRIED - 1:
+                raise
+        else:
+            break
+    return name
 
 
 def _drop(connection: Connection, project_id: int) -> list[str]:
@@ -176,10 +190,10 @@ def _codes(structure: Structure) -> Iterator[dict[str, object]]:
 
 def _free(name: str, taken: set[str]) -> str:
     """Return a name that is not taken, and take it; of a clash the later gets a number."""
-    short, number = name[:NAME_MAX], 1
+    short, number = name.encode()[:NAME_MAX_BYTES].decode(errors="ignore"), 1
     while short.lower() in taken:
         number += 1
-        short = f"{name[: NAME_MAX - 5]}_{number}"
+        short = f"{name.encode()[: NAME_MAX_BYTES - 5].decode(errors='ignore')}_{number}"
     taken.add(short.lower())
     return short
 
