@@ -65,9 +65,9 @@ def sync(cycle: Cycle) -> dict[str, Any]:
     except (SyncError, MemoryError):
         raise
     except (OSError, sqlite3.Error) as error:  # of the ids, or of the requests' times
-        what = error.strerror if isinstance(error, OSError) else error
+        what = f"{error.filename or ''} {error.strerror}".strip() if isinstance(error, OSError) else error
         raise StateFailed(
-            f"{cycle.state_dir} can't be used: {what}. Is the disk full, or the folder not ours?"
+            f"{cycle.state_dir} can't be used ({what}): is the disk full, or the folder not ours?"
         ) from None
     except Exception as error:
         # A defect's own text may quote a record, so only its type and place are told.

@@ -47,7 +47,14 @@ def twice(record_id, rows, connection):
 def no_json(record_id, rows, connection):
     return [{**rows[0], "first_name": object()}]
 
-NUMBER = 3
+def other_case(record_id, rows, connection):
+    return [{**row, "record_id": record_id + " "} for row in rows]
+
+def deep(record_id, rows, connection):
+    value = []
+    for _ in range(3000):
+        value = [value]
+    return [{**rows[0], "first_name": value}]
 """
 
 
@@ -102,7 +109,7 @@ def test_it_writes_in_the_same_transaction(either, handler, monkeypatch):
     assert either.query("SELECT COUNT(*) FROM seen") == [(50,)]
 
 
-@pytest.mark.parametrize("which", ["nothing", "other", "twice", "no_json"])
+@pytest.mark.parametrize("which", ["nothing", "other", "twice", "no_json", "other_case", "deep"])
 def test_what_can_be_no_rows_is_refused(world, handler, which):
     handler(which)
     with pytest.raises(errors.HandlerFailed, match="record 1 of this cycle") as caught:

@@ -104,6 +104,16 @@ def test_a_kill_while_the_lines_are_written_leaves_a_beginning_that_the_next_cyc
     assert len(lines(feed)) == len(world.truth())
 
 
+def test_any_name_of_a_folder_will_do(world, tmp_path, monkeypatch):
+    folder = tmp_path / "a?b#c %d"
+    monkeypatch.setenv("SYNC_SINK", f"jsonl:{folder}")
+    world.sync()
+    assert {"index.db"} <= {path.name for path in folder.iterdir()}
+    assert replayed(folder) == world.truth()
+    for path in folder.glob("index.db*"):  # the feed alone holds the data
+        assert world.truth()["1", "enrolment_arm_1", "", 0]["born_on"].encode() not in path.read_bytes()
+
+
 def test_a_folder_that_can_not_be_made(world, monkeypatch):
     monkeypatch.setenv("SYNC_SINK", "jsonl:/proc/nowhere")
     with pytest.raises(errors.SinkFailed, match="can't be made"):

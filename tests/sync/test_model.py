@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 from zoneinfo import ZoneInfo
 
 import psycopg
@@ -60,8 +61,15 @@ class Model(RuleBasedStateMachine):
             self.env["SYNC_SINK"] = self.database
         self.calls = 40_000
 
+    def cycle(self, **about: Any) -> dict[str, Any]:
+        """Run one on a host whose own clock is right."""
+        return self.zygote.cycle(self.env, str(self.world.state_dir), now=self.now.isoformat(), **about)
+
     def teardown(self) -> None:
-        self.stack.close()
+        try:
+            self.a_good_cycle(full=False)
+        finally:
+            self.stack.close()
 
     def record(self, number: int) -> str | None:
         there = sorted(self.api.project.records)
@@ -117,11 +125,19 @@ class Model(RuleBasedStateMachine):
     def change_rights(self, hidden: bool) -> None:
         self.api.rights = Rights(deidentified=hidden)
 
+    @rule(number=st.integers(0, 99))
+    def change_the_events(self, number: int) -> None:
+        forms = self.api.project.events[1 + number % 2].forms
+        if "adverse_event" in forms:
+            forms.remove("adverse_event")
+        else:
+            forms.append("adverse_event")
+
     @rule(minutes=st.sampled_from([0, 1, 4, 20, 61, 180, 60 * 24, 60 * 24 * 45]))
     def time_passes(self, minutes: int) -> None:
         self.now += timedelta(minutes=minutes)
 
-    @rule(skew_s=st.integers(-120, 120))
+    @rule(skew_s=st.sampled_from([0, 30, -120, 1800, -1800, 7200, -7200]))
     def the_servers_clock_is_set(self, skew_s: int) -> None:
         self.api.skew_s = skew_s
 
@@ -133,20 +149,18 @@ class Model(RuleBasedStateMachine):
 
     @rule(share=st.floats(0, 1), full=st.booleans())
     def a_cycle_is_killed(self, share: float, full: bool) -> None:
-        ended = self.zygote.cycle(
-            self.env, str(self.world.state_dir), full=full, kill_at_call=1 + int(share * self.calls)
-        )
+        ended = self.cycle(full=full, kill_at_call=1 + int(share * self.calls))
         if "summary" in ended:  # it was done before
             self.calls = ended["calls"]
 
     @rule(records=st.integers(0, 6), full=st.booleans())
     def a_cycle_is_drained(self, records: int, full: bool) -> None:
-        ended = self.zygote.cycle(self.env, str(self.world.state_dir), full=full, stop_at=records)
+        ended = self.cycle(full=full, stop_at=records)
         assert "summary" in ended, ended
 
     @rule(full=st.booleans())
     def a_good_cycle(self, full: bool) -> None:
-        ended = self.zygote.cycle(self.env, str(self.world.state_dir), full=full)
+        ended = self.cycle(full=full)
         assert "summary" in ended, ended
         with pytest.MonkeyPatch.context() as patch:
             if self.database:
@@ -233,5 +247,4 @@ def test_a_kill_at_any_instant_loses_nothing_and_doubles_nothing(world, zygote, 
         ended = zygote.cycle(env, str(world.state_dir))
         assert "summary" in ended, ended
         world.assert_exact()
-        assert world.query("SELECT COUNT(*) FROM cycles WHERE mode = 'full'") != [(0,)]
     assert killed > KILLS // 2

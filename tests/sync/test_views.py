@@ -192,3 +192,43 @@ def test_pandas_reads_a_view(world):
         frame = pd.read_sql("SELECT * FROM visit", connection)
     assert frame["pulse"].dtype == "int64"
     assert frame["weight_kg"].dtype == "float64"
+
+
+def test_valid_dates_and_times_are_what_they_are(either):
+    values = {"visit_on": "2024-02-29 23:59"}
+    either.api.changes.put([{"record_id": "1", "redcap_event_name": "visit_1_arm_1", **values}])
+    one = next(field for field in either.api.project.fields if field.name == "visit_note")
+    for rule, text, shown in (
+        ("time", "07:30", "07:30"),
+        ("time_hh_mm_ss", "07:30:59", "07:30:59"),
+        ("datetime_seconds_mdy", "2024-02-29 07:30:59", "2024-02-29 07:30:59"),
+        ("date_mdy", "2024-02-29", "2024-02-29"),
+        ("time", "24:00", None if either.dialect == "postgresql" else "24:00"),
+    ):
+        one.kind, one.validation = "text", rule
+        either.api.project.records["1"].rows["visit_1_arm_1", "", 0]["visit_note"] = text
+        either.sync(full=True)
+        ((visit_on, note),) = either.query(
+            "SELECT visit_on, visit_note FROM visit WHERE record_id = '1' AND event = 'visit_1_arm_1'"
+        )
+        assert str(visit_on)[:16] == values["visit_on"]
+        assert (note if note is None else str(note)[: len(shown)]) == shown
+
+
+def test_names_that_something_else_has_are_changed(either):
+    """An index, a reserved prefix, two long names that are one after 63 bytes, a materialized view."""
+    project = either.api.project
+    long = "ü" * 40
+    names = ["records_changed_at", "sqlite_form", f"{long}a", f"{long}b", "taken"]
+    if either.dialect == "postgresql":
+        either.query("CREATE MATERIALIZED VIEW taken AS SELECT 1")
+    for number, name in enumerate(names):
+        project.forms[name] = name
+        project.fields.append(Field(name=f"in_{number}", form=name, label="with a \0"))
+        project.events[0].forms.append(name)
+    put(either, in_4="here")
+    either.sync()
+    views = dict(either.query("SELECT instrument, view_name FROM fields WHERE field_name LIKE 'in%'"))
+    assert len(set(views.values())) == len(names)
+    assert either.query(f"SELECT in_4 FROM \"{views['taken']}\" WHERE record_id = '1'") == [("here",)]
+    assert (views["taken"] == "taken") is (either.dialect == "sqlite")

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime, tzinfo
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,16 +45,18 @@ class Zygote:
         kill_after_s: float | None = None,
         kill_at_call: int | None = None,
         stop_at: int | None = None,
+        now: str | None = None,
     ) -> dict[str, Any]:
         """Run a cycle; return how it ended: `killed`, or its `summary`, or its `error`; and `took_s`, `calls`.
 
         It is killed by SIGKILL so many seconds behind its start, or when so many Python calls
-        were made; `stop_at` drains it behind so many records.
+        were made; `stop_at` drains it behind so many records. `now` is what the host's clock shows.
         """
         assert self._process.stdin
         assert self._process.stdout
         Path(state_dir, "requests").unlink(missing_ok=True)  # else REDCAP_MAX_RATE would make it long
         about = {"full": full, "kill_after_s": kill_after_s, "kill_at_call": kill_at_call, "stop_at": stop_at}
+        about["now"] = now
         self._process.stdin.write(json.dumps({"env": env, "state_dir": state_dir, **about}) + "\n")
         self._process.stdin.flush()
         answer: dict[str, Any] = json.loads(self._process.stdout.readline())
@@ -61,6 +64,7 @@ class Zygote:
 
 
 def _cycle(asked: dict[str, Any], out_fd: int) -> None:
+    import worker.job
     from tests.sync.conftest import Alone
     from worker import errors
     from worker.job import sync
@@ -77,6 +81,13 @@ def _cycle(asked: dict[str, Any], out_fd: int) -> None:
         def progress(self, done: int, total: int | None = None, unit: str = "") -> None:
             self.stopping = asked["stop_at"] is not None and unit == "records" and done >= asked["stop_at"]
 
+    class Shown(datetime):
+        @classmethod
+        def now(cls, tz: tzinfo | None = None) -> datetime:  # type: ignore[override]
+            return datetime.fromisoformat(asked["now"]).astimezone(tz)
+
+    if asked["now"]:
+        worker.job.datetime = Shown  # type: ignore[misc]
     for name in [name for name in os.environ if name.startswith(("REDCAP_", "SYNC_"))]:
         del os.environ[name]
     os.environ.update(asked["env"])
