@@ -54,33 +54,61 @@ def _dying_with_us() -> list[str]:
     return [found, "--pdeathsig", "KILL"] if found else []
 
 
-@contextlib.contextmanager
-def server() -> Iterator[str]:
-    """Run a server; yield the SQLAlchemy URL of its database, which is UTF-8."""
-    with tempfile.TemporaryDirectory(prefix="pg-") as home:
-        if os.getuid() == 0:
-            os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
-        data = f"{home}/data"
-        binaries = _binaries(home)
+class Server:
+    """A server in a folder; `url` is the SQLAlchemy URL of its database, which is UTF-8."""
+
+    def __init__(self, home: str) -> None:
+        self.home = home
+        self.url = f"postgresql+psycopg://postgres@/postgres?host={home}"
+        self._binaries = _binaries(home)
         options = ["-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"]
         subprocess.run(
-            [binaries / "initdb", "-D", data, *options], check=True, capture_output=True, cwd=home, **_unprivileged()
-        )
-        process = subprocess.Popen(
-            [*_dying_with_us(), binaries / "postgres", "-D", data, "-k", home, "-c", "listen_addresses=", "-F"],
+            [self._binaries / "initdb", "-D", f"{home}/data", *options],
+            check=True,
+            capture_output=True,
             cwd=home,
+            **_unprivileged(),
+        )
+
+    def start(self) -> None:
+        """Start it, and wait until it answers."""
+        program = [self._binaries / "postgres", "-D", f"{self.home}/data", "-k", self.home]
+        self._process = subprocess.Popen(
+            [*_dying_with_us(), *program, "-c", "listen_addresses=", "-F"],
+            cwd=self.home,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
             **_unprivileged(),
         )
-        servers.PIDS.add(process.pid)
+        servers.PIDS.add(self._process.pid)
+        wait_until(lambda: _answers(self.home))
+
+    def stop(self) -> None:
+        """Stop it as an administrator does, with its clients' connections."""
+        self._process.send_signal(signal.SIGINT)
+        self._process.wait(timeout=30)
+
+
+@contextlib.contextmanager
+def running() -> Iterator[Server]:
+    """Run a server for the length of a `with`."""
+    with tempfile.TemporaryDirectory(prefix="pg-") as home:
+        if os.getuid() == 0:
+            os.chown(home, pwd.getpwnam("nobody").pw_uid, -1)
+        one = Server(home)
+        one.start()
         try:
-            wait_until(lambda: _answers(home))
-            yield f"postgresql+psycopg://postgres@/postgres?host={home}"
+            yield one
         finally:
-            process.send_signal(signal.SIGINT)
-            process.wait(timeout=30)
+            one.stop()
+
+
+@contextlib.contextmanager
+def server() -> Iterator[str]:
+    """Run a server; yield its URL."""
+    with running() as one:
+        yield one.url
 
 
 def _answers(home: str) -> bool:

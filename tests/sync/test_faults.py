@@ -1,11 +1,15 @@
 """A hostile or broken server: a named error each, bounded, and nothing half-read is kept."""
 
+import email.utils
 import json
+import subprocess
+import sys
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from ops.sandbox.faults import FAULTS, wire
+from ops.sandbox.faults import FAULTS, page, wire
 from tests.sync.conftest import TOKEN
 from worker import errors
 from worker.redcap import Client
@@ -111,13 +115,38 @@ def test_lost_rows_are_asked_for_again(world, spoil):
     assert {key[0] for key in world.stored()} == set(world.api.project.records)
 
 
+BOMB = """
+import sys
+from supervisor.tree import own_peak_rss_bytes
+from worker.redcap import Client
+from worker.settings import load
+client = Client(load()[0], lambda: 60.0, sys.argv[1])
+before = own_peak_rss_bytes()
+assert client.table("metadata") == []
+assert client.counters.bytes_received == 200_000_002
+print(own_peak_rss_bytes() - before)
+"""
+
+
 def test_a_bomb_takes_time_but_no_memory(world):
     world.server.faults.add("bomb")
+    done = subprocess.run([sys.executable, "-c", BOMB, world.state_dir], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 20_000_000
+
+
+@pytest.mark.parametrize(("header", "wanted_s"), [("7", 7), ("0", 0), ("a date", 9), ("900", None)])
+def test_retry_after_is_kept_where_the_cycle_has_so_long(world, monkeypatch, header, wanted_s):
+    if header == "a date":
+        header = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=9))
+    monkeypatch.setenv("REDCAP_RETRIES", "1")
+    monkeypatch.setattr(world.server.faults, "apply", lambda answer: page(429, "Too Many Requests", Retry_After=header))
     redcap, _ = load()
-    client = Client(redcap, lambda: 60.0, str(world.state_dir))
-    assert client.table("metadata") == []
-    assert client.counters.bytes_received == 200_000_002
+    slept = []
+    client = Client(redcap, lambda: 60.0, str(world.state_dir), sleep=slept.append)
+    with pytest.raises(errors.TooManyRequests):
+        client.table("metadata")
     client.close()
+    assert [wanted_s - 2 < one <= wanted_s for one in slept] == [True] * (wanted_s is not None)
 
 
 @pytest.mark.parametrize("fault", ["out-of-memory", "504", "empty", "truncated"])
@@ -234,7 +263,7 @@ def test_a_servers_own_words_are_shown_only_when_they_are_known(world, monkeypat
 
 
 def test_an_answer_that_is_cut_at_any_byte_is_never_believed(world, monkeypatch):
-    """Each answer of a small project's first sync, cut behind each of its bytes, its length as said by the server."""
+    """Each answer of a small project's first sync, cut in forty places (test_pure has every byte of one)."""
     for name in list(world.api.project.records)[2:]:
         del world.api.project.records[name]
     world.api.project.fields[:] = world.api.project.fields[:3]

@@ -6,6 +6,7 @@ import threading
 import psycopg
 import pytest
 
+from tests.sync import postgres
 from tests.sync.conftest import Alone
 from worker import errors
 from worker.job import sync
@@ -56,8 +57,7 @@ class Interrupted(Alone):
             self.meddle()
 
 
-def test_a_server_that_restarts_in_mid_cycle(world, database, monkeypatch):
-    """What a restart does to a client: its connection is ended by the administrator's command."""
+def test_a_connection_that_is_lost_in_mid_cycle(world, database, monkeypatch):
     monkeypatch.setenv("REDCAP_BATCH_SIZE", "10")
     cycle = Interrupted(str(world.state_dir))
     cycle.meddle = lambda: database.execute(
@@ -68,8 +68,24 @@ def test_a_server_that_restarts_in_mid_cycle(world, database, monkeypatch):
         sync(cycle)
     (count,) = database.execute("SELECT COUNT(DISTINCT record_id) FROM records").fetchone()
     assert count == 10
-    assert world.sync()["records"] == 50
+    assert world.sync()["mode"] == "full"
     world.assert_exact()
+
+
+def test_a_server_that_restarts_in_mid_cycle_and_one_that_is_down(world, monkeypatch):
+    monkeypatch.setenv("REDCAP_BATCH_SIZE", "10")
+    with postgres.running() as server:
+        monkeypatch.setenv("SYNC_SINK", server.url)
+        cycle = Interrupted(str(world.state_dir))
+        cycle.meddle = server.stop
+        with pytest.raises(errors.SinkFailed, match="connection"):
+            sync(cycle)
+        with pytest.raises(errors.SinkFailed, match="can't be opened"):
+            world.sync()
+        server.start()
+        assert world.query("SELECT COUNT(DISTINCT record_id) FROM records") == [(10,)]
+        assert world.sync()["mode"] == "full"
+        world.assert_exact()
 
 
 def test_another_instance_holds_the_project(world, database, monkeypatch):
