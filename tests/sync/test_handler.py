@@ -52,7 +52,7 @@ def other_case(record_id, rows, connection):
 
 def deep(record_id, rows, connection):
     value = []
-    for _ in range(3000):
+    for _ in range(100_000):
         value = [value]
     return [{**rows[0], "first_name": value}]
 """
