@@ -232,3 +232,23 @@ def test_names_that_something_else_has_are_changed(either):
     assert len(set(views.values())) == len(names)
     assert either.query(f"SELECT in_4 FROM \"{views['taken']}\" WHERE record_id = '1'") == [("here",)]
     assert (views["taken"] == "taken") is (either.dialect == "sqlite")
+
+
+def test_many_full_cycles_of_some_fields_make_no_more_views(either, monkeypatch):
+    """Instruments of which no column comes; their views must not be left behind by each cycle."""
+    monkeypatch.setenv("REDCAP_FIELDS", "sex")
+    for _ in range(8):
+        either.sync(full=True)
+    tables = "sqlite_master WHERE type = 'view'"
+    if either.dialect == "postgresql":
+        tables = "pg_views WHERE schemaname = 'public'"
+    assert either.query(f"SELECT COUNT(*) FROM {tables}") == [(1,)]
+    assert either.query("SELECT DISTINCT view_name FROM fields") == [("enrolment",)]
+
+
+def test_ten_projects_with_the_same_instruments_in_one_database(either):
+    for number in range(10):
+        either.api.project.id = 5000 + number
+        either.sync()
+    assert len(either.query("SELECT DISTINCT view_name FROM fields WHERE instrument = 'visit'")) == 10
+    assert either.query("SELECT DISTINCT project_id FROM visit_10") == [(5009,)]

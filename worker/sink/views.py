@@ -47,7 +47,9 @@ _INPUT_IS_VALID_SINCE = (16,)  # without it a value like 2023-02-30 would make t
 def make(connection: Connection, structure: Structure, columns: Sequence[str], *, labels: bool) -> list[str]:
     """Make the project's views, `fields` and `codes` anew; return the views that could not be, as others stand on them."""
     kept = _drop(connection, structure.project_id)
+    # Other projects' views are known: a hundred of them may have the same instruments.
     taken = {table.name for table in metadata.sorted_tables}
+    taken |= {name.lower() for name in connection.execute(select(fields.c.view_name).distinct()).scalars()}
     listed = []
     for instrument, part, chosen in _parts(structure, columns):
         used = set(_KEYS)
@@ -120,8 +122,8 @@ def _parts(structure: Structure, columns: Sequence[str]) -> Iterator[tuple[str, 
         instrument = one.instrument if one else column.removesuffix("_complete")
         if column != structure.id_field and instrument in of and _SHOWABLE.fullmatch(column):
             of[instrument].append((column, one))
-    for instrument, all_of_it in of.items():
-        for start in range(0, max(1, len(all_of_it)), COLUMNS_MAX):
+    for instrument, all_of_it in of.items():  # one of which no column comes has no view: `fields` could not list it
+        for start in range(0, len(all_of_it), COLUMNS_MAX):
             yield instrument, start // COLUMNS_MAX + 1, all_of_it[start : start + COLUMNS_MAX]
 
 
