@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from supervisor import __version__, configure, lock, log, report
+from supervisor import __version__, configure, lock, log, report, terminal
 from supervisor.console import Console
 from supervisor.loop import Supervisor
 from supervisor.plan import Plan
@@ -16,11 +16,16 @@ from supervisor.systemd import Notifier
 EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
+# The short commands, each done in a child: what is heavy is never imported here.
+TARGETS = {"check": "supervisor.check:show", "config": "supervisor.config:show", "explain": "supervisor.errors:explain"}
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
+    if arguments.command not in ("run", "once"):
+        return _short(arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))  # until `Signals`
     try:
         plan = configure.load(arguments.env_file)
@@ -28,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(error, file=sys.stderr)
         return EX_CONFIG
     log.set_up(plan.log_format, plan.log_level)
+    for remark in plan.remarks:
+        log.say("remark", logging.WARNING, remark, remark=remark)
     try:
         lock_fd = lock.take(plan.state_dir)
         journal = report.Journal(plan.state_dir)
@@ -41,6 +48,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _run(plan, arguments, journal)
     finally:
         os.close(lock_fd)
+
+
+def _short(arguments: argparse.Namespace) -> int:
+    """Do a short command in a child of its own."""
+    sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr] # a mark that the locale has no byte for
+    given = dict(vars(arguments))
+    target = TARGETS[given.pop("command")]
+    if "as_json" in given:
+        given["look"] = terminal.look()
+    try:
+        return configure.command(target, given)
+    except configure.ConfigError as error:
+        print(error, file=sys.stderr)
+        return EX_CONFIG
 
 
 def _open_standard_streams() -> None:
@@ -92,6 +113,13 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("run", help="the service, in the foreground, until SIGTERM or SIGINT")
     once: argparse.ArgumentParser = commands.add_parser("once", help="one supervised cycle of every job")
     once.add_argument("--full", action="store_true", help="ask the job for a full cycle")
+    check: argparse.ArgumentParser = commands.add_parser("check", help="what is wrong, and what to do about it")
+    config: argparse.ArgumentParser = commands.add_parser("config", help="every setting in force, and where it is from")
+    config.add_argument("--example", action="store_true", help="print an env file with a comment for each setting")
+    explain: argparse.ArgumentParser = commands.add_parser("explain", help="what an error means, and what to do")
+    explain.add_argument("code", nargs="?", metavar="CODE", help="as a report has it; without one, all are listed")
+    for one in (check, config):
+        one.add_argument("--json", action="store_true", dest="as_json", help="for programs")
     # Behind the command too; where it is not given there, what was given before counts.
     for each, default in ((parser, None), *((one, argparse.SUPPRESS) for one in commands.choices.values())):
         each.add_argument("--version", action="version", version=f"redcap-sync {__version__}")

@@ -1,5 +1,8 @@
 """The settings as the parent gets them: read in a worker, answered as a plan or as faults."""
 
+import sys
+from typing import Any
+
 from supervisor.clock import Clock
 from supervisor.plan import JobPlan, Plan, from_message
 from supervisor.run import Run
@@ -8,6 +11,8 @@ from supervisor.wait import call
 
 # Reading the settings imports the job, to ask it for its own: what that needs, not more.
 JOB = JobPlan(name="settings", target="supervisor.settings:load", rss_ceiling_bytes=10**9, cycle_timeout_s=120.0)
+
+COMMAND_TIMEOUT_S = 600.0
 
 
 class ConfigError(Exception):
@@ -21,16 +26,28 @@ def load(env_file: str | None) -> Plan:
 
 def answered(run: Run) -> Plan:
     """Return the plan that a worker of `JOB` answered. Raises ConfigError."""
+    return from_message(_answer(run, "the settings could not be read")["plan"])
+
+
+def command(target: str, arguments: dict[str, Any]) -> int:
+    """Have a short command done in a child, which prints what it finds as it goes; return its exit code.
+
+    Raises ConfigError, also where the child did not come to its end.
+    """
+    job = JobPlan(name="command", target=target, rss_ceiling_bytes=2 * 10**9, cycle_timeout_s=COMMAND_TIMEOUT_S)
+    run = call(job, arguments, Clock(), sys.stdout)
+    return int(_answer(run, f"{target} did not come to its end")["exit"])
+
+
+def _answer(run: Run, failed: str) -> dict[str, Any]:
     outcome, error = judge(run.evidence)
     if outcome != "ok" or run.evidence.result is None:
         seen = error or {"type": outcome, "message": "", "traceback": ""}
-        raise ConfigError(
-            f"redcap-sync: the settings could not be read: {seen['type']}: {seen['message']}\n{seen['traceback']}"
-        )
-    answer = run.evidence.result["summary"]
+        raise ConfigError(f"redcap-sync: {failed}: {seen['type']}: {seen['message']}\n{seen['traceback']}")
+    answer: dict[str, Any] = run.evidence.result["summary"]
     if "faults" in answer:
         raise ConfigError(listed([(fault["variable"], fault["message"]) for fault in answer["faults"]]))
-    return from_message(answer["plan"])
+    return answer
 
 
 def listed(faults: list[tuple[str, str]]) -> str:

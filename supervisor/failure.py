@@ -15,6 +15,7 @@ TRACEBACK_MAX_CHARACTERS = 16_000  # with the message and JSON's escapes it stil
 
 _SECRET_NAME = re.compile(r"(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|CREDENTIALS?)$", re.IGNORECASE)
 _URL_PASSWORD = re.compile(r"(?<=://)([^/\s:@]*):([^/\s@]+)@")
+_QUERY_SECRET = re.compile(r"([?&](?:\w*password|passwd|token|secret)=)[^&\s]+", re.IGNORECASE)
 # A REDCap token has 32 hexadecimal digits, its super token 64, and so have most API keys.
 _HEX_SECRET = re.compile(r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{32}){1,2}(?![0-9A-Za-z])")
 MASK = "***"
@@ -25,7 +26,8 @@ def mask(text: str) -> str:
     for name, value in os.environ.items():
         if len(value) >= 6 and _SECRET_NAME.search(name):
             text = text.replace(value, MASK)
-    return _HEX_SECRET.sub(MASK, _URL_PASSWORD.sub(rf"\1:{MASK}@", text))
+    text = _QUERY_SECRET.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1:{MASK}@", text))
+    return _HEX_SECRET.sub(MASK, text)
 
 
 def describe(error: BaseException, remark: str = "") -> dict[str, str]:

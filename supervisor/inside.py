@@ -5,7 +5,6 @@
 
 import faulthandler
 import gc
-import importlib
 import inspect
 import os
 import resource
@@ -21,6 +20,7 @@ from supervisor import failure, keeper, libc, messages, tree
 from supervisor.cycle import Cycle
 from supervisor.plan import JobPlan
 from supervisor.signals import HANDLED
+from supervisor.target import find
 
 # RLIMIT_DATA counts private writable mappings whether they are touched or not, and every
 # thread maps 8 MB of stack: so the backstop stands well above the ceiling.
@@ -56,10 +56,6 @@ _EMPTY_RESULT = {"kind": "result", "ok": True, "saw_stopping": False, "peak_rss_
 
 class SummaryError(Exception):
     """The job returned something that is no summary."""
-
-
-class JobError(Exception):
-    """The job can't be found, or can't be called."""
 
 
 def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, spec: Spec) -> NoReturn:
@@ -197,9 +193,9 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
             _keep_result(spec.work, result_fd)
             summary = None
         elif message.get("arguments") is None:
-            summary = _call(_find(spec.job.target), cycle)
+            summary = _call(find(spec.job.target), cycle)
         else:
-            summary = _find(spec.job.target)(**message["arguments"])
+            summary = find(spec.job.target)(**message["arguments"])
         result |= {"ok": True, "summary": _checked(summary)}
     except BaseException as error:
         result |= {"ok": False, "error": failure.describe(error, _backstop(error))}
@@ -225,25 +221,6 @@ def _keep_result(work: Work, result_fd: int) -> None:
     result = work.function(*work.arguments, **work.keywords)
     with os.fdopen(result_fd, "wb", closefd=False) as file:
         dill.dump(result, file)
-
-
-def _find(target: str) -> Callable[..., Any]:
-    """Import the job. Here and nowhere else: an upgrade takes effect at the next fresh worker."""
-    module_name, _, attribute = target.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())  # a console script does not look where it was started
-    found: Any = importlib.import_module(module_name)
-    for part in attribute.split("."):
-        try:
-            found = getattr(found, part)
-        except AttributeError:
-            raise JobError(
-                f"SUPERVISOR_JOB is {target!r}, but {module_name!r} has no {attribute!r}: "
-                "name a callable of that module"
-            ) from None
-    if not callable(found):
-        raise JobError(f"SUPERVISOR_JOB is {target!r}, which is no callable: name a function")
-    return found  # type: ignore[no-any-return]
 
 
 def _call(job: Callable[..., Any], cycle: Cycle) -> Any:

@@ -3,6 +3,7 @@
 The settings are read and checked in a child (`settings.py`), which sends them here as JSON.
 """
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -34,10 +35,21 @@ class Plan:
     max_workers: int = 1
     log_format: str = "json"
     log_level: str = "INFO"
+    metrics_file: str = ""  # empty: none
+    remarks: tuple[str, ...] = ()  # what is no fault, and worth a line in the log
 
 
 def from_message(message: Mapping[str, Any]) -> Plan:
     """Make the plan of the dict that `settings.load` sent."""
     fields = dict(message)
     fields["jobs"] = tuple(JobPlan(**job) for job in message["jobs"])
+    fields["remarks"] = tuple(message["remarks"])
     return Plan(**fields)
+
+
+def default_state_dir() -> str:
+    """Return `$STATE_DIRECTORY` (systemd's) or the XDG state home's `redcap-sync`."""
+    if given := os.environ.get("STATE_DIRECTORY"):
+        return given.partition(":")[0]
+    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
+    return os.path.join(home, "redcap-sync")

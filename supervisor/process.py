@@ -9,7 +9,7 @@ import os
 import signal
 from collections.abc import Callable
 
-from supervisor import keeper, life, memory, messages, oom, tree
+from supervisor import cgroup, keeper, life, memory, messages, tree
 from supervisor.clock import Clock
 from supervisor.inside import Work
 from supervisor.life import Event, State
@@ -92,7 +92,7 @@ class Worker:
         run.worker_pid, run.worker_cycles = self.pid, self.cycles_served
         self._spoke = False
         self._signalled_s = None
-        self._oom_kills = oom.kills()
+        self._oom_kills = cgroup.oom_kills()
         os.ftruncate(self._child.words_fd, 0)
         self._happens(Event.ASSIGN)
 
@@ -358,7 +358,7 @@ class Worker:
             seen.ended_in_s = self._clock.now_s() - self._signalled_s
         if seen.cause == "ceiling":
             seen.over_ceiling_bytes = peak_rss_bytes - self.job.rss_ceiling_bytes
-        now = oom.kills()
+        now = cgroup.oom_kills()
         if now is not None and self._oom_kills is not None:
             seen.oom_kills = now - self._oom_kills
 

@@ -4,20 +4,24 @@
 list of all that is wrong.
 """
 
-import importlib
+import difflib
+import importlib.util
 import io
 import os
 import re
-import sys
 import tomllib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dotenv import dotenv_values
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from supervisor import target
+from supervisor.plan import default_state_dir
 
 Fault = dict[str, str]  # variable, message
 
@@ -28,6 +32,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 CEILING_MIN_BYTES = 32_000_000
 CEILING_MAX_BYTES = 1 << 50
 DURATION_MAX_S = 10 * 366 * 86_400
+NEAR_ENOUGH = 0.75  # of two names, as difflib measures it
 
 
 def duration_s(text: object) -> float:
@@ -42,7 +47,7 @@ def duration_s(text: object) -> float:
     return seconds
 
 
-def target(text: object) -> str:
+def target_text(text: object) -> str:
     """Return `module:callable` as it is. Raises ValueError when it is not of that form."""
     if not isinstance(text, str) or not _TARGET.fullmatch(text.strip()):
         raise ValueError("is not of the form module:callable, as worker.job:sync")
@@ -50,35 +55,68 @@ def target(text: object) -> str:
 
 
 Seconds = Annotated[float, BeforeValidator(duration_s)]
-Target = Annotated[str, BeforeValidator(target)]
+Target = Annotated[str, BeforeValidator(target_text)]
+
+
+def _setting(default: Any, meaning: str, *, shown: str | None = None, **bounds: Any) -> Any:
+    """Return a field; `shown` is its default in words where a value does not say it."""
+    return Field(default, description=meaning, json_schema_extra={"shown": shown}, **bounds)
 
 
 class Settings(BaseSettings):
-    """SUPERVISOR_*, as the README's table has them."""
+    """SUPERVISOR_*, in the order of the README's table."""
 
     model_config = SettingsConfigDict(
         env_prefix="SUPERVISOR_", extra="ignore", env_ignore_empty=True, validate_default=False
     )
 
-    job: Target = "worker.job:sync"
-    jobs_file: Path | None = None
-    interval: Seconds = Field(1800.0, ge=0.1)
-    rss_ceiling: ByteSize = Field(ByteSize(512_000_000), ge=CEILING_MIN_BYTES, le=CEILING_MAX_BYTES)
-    recycle_rss: ByteSize | None = Field(None, ge=CEILING_MIN_BYTES // 2)
-    cycles_per_worker: int = Field(1, ge=0)
-    cycle_timeout: Seconds = Field(1200.0, ge=0.1)
-    grace: Seconds = Field(15.0, ge=0)
-    start_method: Literal["fork", "spawn", "forkserver"] = "fork"
-    max_workers: int = Field(1, ge=1, le=1_000)
-    max_failures: int = Field(0, ge=0)
-    state_dir: Path | None = None
-    log_format: Literal["auto", "text", "json"] = "auto"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = "INFO"
+    job: Target = _setting("worker.job:sync", "`module:callable` of the job")
+    jobs_file: Path | None = _setting(
+        None, "TOML with several jobs, each `[jobs.NAME]` overriding these and carrying its own `env` table"
+    )
+    interval: Seconds = _setting(1800.0, "from tick to tick, drift-free", ge=0.1)
+    rss_ceiling: ByteSize = _setting(
+        ByteSize(512_000_000),
+        "hard: a worker tree above it in mid-cycle is killed",
+        ge=CEILING_MIN_BYTES,
+        le=CEILING_MAX_BYTES,
+    )
+    recycle_rss: ByteSize | None = _setting(
+        None,
+        "soft: a kept worker above it after a cycle is replaced",
+        shown="half the ceiling",
+        ge=CEILING_MIN_BYTES // 2,
+    )
+    cycles_per_worker: int = _setting(1, "1 is a fresh process every cycle; 0 is no count limit", ge=0)
+    cycle_timeout: Seconds = _setting(1200.0, "SIGTERM at it, SIGKILL after the grace", ge=0.1)
+    grace: Seconds = _setting(15.0, "between SIGTERM and SIGKILL, and for the drain at stop", ge=0)
+    start_method: Literal["fork", "spawn", "forkserver"] = _setting("fork", "`fork`, `spawn`, `forkserver`")
+    max_workers: int = _setting(1, "cycles of different jobs at once", ge=1, le=1_000)
+    max_failures: int = _setting(0, "failures in a row that open the breaker; 0 never", ge=0)
+    state_dir: Path | None = _setting(
+        None, "lock, state, journal, default database", shown="$STATE_DIRECTORY, else XDG state home + /redcap-sync"
+    )
+    log_format: Literal["auto", "text", "json"] = _setting("auto", "`text` on a terminal, else `json`")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _setting(
+        "INFO", "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`"
+    )
+    metrics_file: Path | None = _setting(None, "Prometheus textfile, replaced atomically after each cycle")
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _writable(cls, path: Path | None) -> Path | None:
+        if path and not importlib.util.find_spec("prometheus_client"):
+            raise ValueError("needs prometheus-client: pip install 'redcap-sync-supervisor[metrics]'")
+        if path and (path.is_dir() or path.suffix != ".prom"):
+            raise ValueError("must be a file whose name ends in .prom: node_exporter reads no others")
+        if path and not os.access(path.absolute().parent, os.W_OK | os.X_OK):
+            raise ValueError("is in a folder that is not there, or not ours to write: make it first")
+        return path
 
     @model_validator(mode="after")
     def _soft_below_hard(self) -> "Settings":
@@ -105,42 +143,96 @@ class Settings(BaseSettings):
         }
 
 
-def load(env_file: str | None) -> dict[str, Any]:
-    """Return `{"plan": …}`, or `{"faults": [{"variable": …, "message": …}, …]}` with every fault."""
-    faults: list[Fault] = []
-    overlay = _read_env_file(env_file, faults)
-    os.environ.update(overlay)
-    if os.environ.get("SUPERVISOR_METRICS_FILE"):
-        faults.append({"variable": "SUPERVISOR_METRICS_FILE", "message": "can't be set: there are no metrics yet"})
-    settings = _settings(faults, {})
-    jobs: list[dict[str, Any]] = []
+SHARED = {"jobs_file", "max_workers", "state_dir", "log_format", "log_level", "metrics_file"}  # no job has its own
+
+
+@dataclass(slots=True)
+class Job:
+    """One job as it was read: what it overrides, and its own environment."""
+
+    name: str
+    settings: Settings
+    overrides: dict[str, Any] = field(default_factory=dict)
+    env: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def models(self) -> Sequence[type[BaseSettings]]:
+        """The job's own settings, where it brings them along as `settings`."""
+        return tuple(target.attribute(self.settings.job, "settings", ()))
+
+
+@dataclass(slots=True)
+class Reading:
+    """All that was read, and all that is wrong with it."""
+
+    overlay: dict[str, str] = field(default_factory=dict)  # what the env file sets
+    settings: Settings | None = None
+    jobs: list[Job] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def misspelt(self) -> list[tuple[str, str]]:
+        """Return the variables that are set and mean nothing, each with the nearest name that does, if one is near."""
+        models: list[type[BaseSettings]] = [Settings, *(model for job in self.jobs for model in job.models)]
+        names = {str(model.model_config["env_prefix"]): list(variables(model)) for model in models}
+        given = set(os.environ).union(*(job.env for job in self.jobs))
+        found = []
+        for one in sorted(given):
+            for prefix, known in names.items():
+                if one.startswith(prefix) and one not in known:
+                    near = difflib.get_close_matches(one, known, 1, NEAR_ENOUGH)
+                    # Of SUPERVISOR_GRACE and SUPERVISOR_GROUP most letters are the prefix.
+                    rest = (
+                        difflib.SequenceMatcher(None, one.removeprefix(prefix), near[0].removeprefix(prefix))
+                        if near
+                        else None
+                    )
+                    found.append((one, near[0] if rest and rest.ratio() >= NEAR_ENOUGH else ""))
+        return found
+
+
+def read(env_file: str | None) -> Reading:
+    """Read all there is; the environment of this process becomes the jobs'."""
+    seen = Reading()
+    seen.overlay = _read_env_file(env_file, seen.faults)
+    os.environ.update(seen.overlay)
+    seen.settings = settings = _settings(seen.faults, {})
     if settings and settings.jobs_file:
-        jobs = list(_jobs_of_file(settings.jobs_file, overlay, faults))
+        _read_jobs_file(settings.jobs_file, seen)
     elif settings:
-        jobs = [settings.job_plan(settings.job.rpartition(":")[2], overlay)]
-        faults += job_faults(settings.job)
+        seen.jobs.append(Job(settings.job.rpartition(":")[2], settings))
     else:
         # The job's own faults belong into the same list, as far as the job can be told.
-        faults += job_faults(os.environ.get("SUPERVISOR_JOB", Settings.model_fields["job"].default))
-    if faults or settings is None:
-        return {"faults": faults}
+        seen.faults += job_faults(os.environ.get("SUPERVISOR_JOB", Settings.model_fields["job"].default))
+    for job in seen.jobs:
+        where = f" of [jobs.{job.name}]" if settings and settings.jobs_file else ""
+        with environment(job.env):
+            seen.faults += [{**one, "variable": f"{one['variable']}{where}"} for one in job_faults(job.settings.job)]
+    return seen
+
+
+def load(env_file: str | None) -> dict[str, Any]:
+    """Return `{"plan": …}`, or `{"faults": [{"variable": …, "message": …}, …]}` with every fault."""
+    seen = read(env_file)
+    settings = seen.settings
+    remarks = [f"{name} is no setting; did you mean {near}?" for name, near in seen.misspelt() if near]
+    if seen.faults or settings is None:
+        return {"faults": seen.faults, "remarks": remarks}
     return {
         "plan": {
-            "jobs": jobs,
+            "jobs": [job.settings.job_plan(job.name, {**seen.overlay, **job.env}) for job in seen.jobs],
             "state_dir": str(settings.state_dir or default_state_dir()),
             "max_workers": settings.max_workers,
             "log_format": settings.log_format,
             "log_level": settings.log_level,
+            "metrics_file": str(settings.metrics_file or ""),
+            "remarks": remarks,
         }
     }
 
 
-def default_state_dir() -> Path:
-    """Return `$STATE_DIRECTORY` (systemd's) or the XDG state home's `redcap-sync`."""
-    if given := os.environ.get("STATE_DIRECTORY"):
-        return Path(given.partition(":")[0])
-    home = os.environ.get("XDG_STATE_HOME") or os.path.expanduser("~/.local/state")
-    return Path(home) / "redcap-sync"
+def variables(model: type[BaseSettings]) -> dict[str, Any]:
+    """Return the fields of a model by their variables."""
+    return {f"{model.model_config['env_prefix']}{name}".upper(): one for name, one in model.model_fields.items()}
 
 
 def _read_env_file(path: str | None, faults: list[Fault]) -> dict[str, str]:
@@ -168,14 +260,14 @@ def _settings(faults: list[Fault], overrides: dict[str, Any], where: str = "") -
                 name, _, message = message.partition(": ")
             if problem["loc"] and problem["type"] != "missing":
                 # The values of these settings are no secrets, and a wrong one must be seen.
-                message = f"{problem['input']!r} {message[:1].lower()}{message[1:]}"
+                message = f"{str(problem['input'])!r} {message[:1].lower()}{message[1:]}"
             faults.append({"variable": name + where, "message": message})
         return None
 
 
-def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -> Iterator[dict[str, Any]]:
+def _read_jobs_file(path: Path, seen: Reading) -> None:
     def fault(message: str) -> None:
-        faults.append({"variable": "SUPERVISOR_JOBS_FILE", "message": f"{path}: {message}"})
+        seen.faults.append({"variable": "SUPERVISOR_JOBS_FILE", "message": f"{path}: {message}"})
 
     try:
         tables = tomllib.loads(path.read_text(encoding="utf-8")).get("jobs", {})
@@ -183,25 +275,19 @@ def _jobs_of_file(path: Path, overlay: Mapping[str, str], faults: list[Fault]) -
         return fault(f"can't be read: {error}")
     if not isinstance(tables, dict) or not tables:
         return fault("has no [jobs.NAME] table")
-    known = set(Settings.model_fields) - {"jobs_file", "max_workers", "state_dir", "log_format", "log_level"}
     for name, table in tables.items():
         if not isinstance(table, dict):
             fault(f"jobs.{name} is no table")
             continue
         keys = {key.lower().removeprefix("supervisor_"): value for key, value in table.items()}
         env = keys.pop("env", {})
-        if unknown := sorted(set(keys) - known):
+        if unknown := sorted(set(keys) - (set(Settings.model_fields) - SHARED)):
             fault(f"[jobs.{name}] has {', '.join(unknown)}, which a job does not have")
-            continue
-        if not isinstance(env, dict) or not all(_is_variable(*pair) for pair in env.items()):
+        elif not isinstance(env, dict) or not all(_is_variable(*pair) for pair in env.items()):
             fault(f"[jobs.{name}.env] must be a table of strings, its keys names of variables")
-            continue
-        if settings := _settings(faults, keys, f" of [jobs.{name}]"):
-            with _environment(env):
-                faults += [
-                    {**one, "variable": f"{one['variable']} of [jobs.{name}]"} for one in job_faults(settings.job)
-                ]
-            yield settings.job_plan(name, {**overlay, **env})
+        elif settings := _settings(seen.faults, keys, f" of [jobs.{name}]"):
+            seen.jobs.append(Job(name, settings, keys, env))
+    return None
 
 
 def _is_variable(name: str, value: object) -> bool:
@@ -209,7 +295,8 @@ def _is_variable(name: str, value: object) -> bool:
 
 
 @contextmanager
-def _environment(env: Mapping[str, str]) -> Iterator[None]:
+def environment(env: Mapping[str, str]) -> Iterator[None]:
+    """Have these variables too, for a while."""
     before = dict(os.environ)
     os.environ.update(env)
     try:
@@ -219,20 +306,10 @@ def _environment(env: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def job_faults(target_text: str) -> list[Fault]:
-    """Return what the job itself finds wrong with its environment.
-
-    A job may carry a function `settings_faults` that returns a list of `variable` and
-    `message`. A job that can't be imported is no fault of the settings: its cycle fails, and
-    says why.
-    """
-    module_name, _, attribute = target_text.partition(":")
-    if "" not in sys.path and os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
+def job_faults(target_name: str) -> list[Fault]:
+    """Return what the job itself finds wrong with its environment: its `settings_faults()`, where it has one."""
     try:
-        job = getattr(importlib.import_module(module_name), attribute)
-        ask = getattr(job, "settings_faults", None)
-        found = list(ask()) if callable(ask) else []
+        found = target.attribute(target_name, "settings_faults", list)()
         return [{"variable": str(one["variable"]), "message": str(one["message"])} for one in found]
     except (Exception, SystemExit):
-        return []  # the first cycle imports it again, fails, and reports the whole error
+        return []  # the first cycle meets the same, fails, and reports the whole error

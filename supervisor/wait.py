@@ -1,8 +1,9 @@
 """Wait for workers: all of them at once in the loop, a single one to its end in `call`."""
 
+import codecs
 import select
 import sys
-from typing import Any
+from typing import Any, TextIO
 
 from supervisor.clock import Clock
 from supervisor.life import State
@@ -30,13 +31,19 @@ def wait(workers: list[Worker], extra_fds: list[int], timeout_s: float) -> list[
     return [fd for fd in ready if fd not in owners]
 
 
-def call(job: JobPlan, arguments: dict[str, Any], clock: Clock) -> Run:
+def call(job: JobPlan, arguments: dict[str, Any], clock: Clock, stream: TextIO | None = None) -> Run:
     """Run one function in a worker of its own, to its end: for what is too heavy for the parent.
 
-    What it prints goes to standard error. Raises OSError when no process can be started.
+    What it prints goes to `stream`, else standard error. Raises OSError when no process can be started.
     """
-    # To write nothing fails too, where standard error is full.
-    write = lambda chunk: chunk and sys.stderr.write(chunk.decode("utf-8", "replace"))  # noqa: E731
+    to = stream or sys.stderr
+    decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
+
+    def write(chunk: bytes) -> None:
+        if text := decoder.decode(chunk, final=not chunk):
+            to.write(text)
+            to.flush()
+
     worker = Worker(job, "", clock, on_output=write)
     return to_its_end(worker, begin(job, clock, arguments=arguments), clock)
 

@@ -6,7 +6,7 @@ import logging
 import sqlite3
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime, timedelta
@@ -14,7 +14,7 @@ from typing import Any, Protocol
 from zoneinfo import ZoneInfo
 
 from worker import handler, project, reader, settings
-from worker.errors import ProjectMismatch, RecordsUnconfirmed, StateFailed, SyncError, UnexpectedError
+from worker.errors import CATALOGUE, ProjectMismatch, RecordsUnconfirmed, StateFailed, SyncError, UnexpectedError
 from worker.ids import IdList
 from worker.log_export import read_log, server_offset
 from worker.project import Structure
@@ -78,7 +78,17 @@ def sync(cycle: Cycle) -> dict[str, Any]:
         ).with_traceback(error.__traceback__) from None
 
 
-sync.settings_faults = settings.faults  # type: ignore[attr-defined] # the supervisor asks at its start
+def _check(state_dir: str) -> Iterator[dict[str, str]]:
+    from worker import check  # noqa: PLC0415 - a cycle has no use for it
+
+    return check.lines(state_dir)
+
+
+# What the supervisor's commands ask a job for.
+sync.settings = settings.MODELS  # type: ignore[attr-defined]
+sync.settings_faults = settings.faults  # type: ignore[attr-defined]
+sync.errors = CATALOGUE  # type: ignore[attr-defined]
+sync.check = _check  # type: ignore[attr-defined]
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import requests
+from requests import certs
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, ProtocolError, ReadTimeoutError
 
@@ -68,8 +69,7 @@ class Client:
         self._session.trust_env = False
         self._session.proxies = dict(requests.utils.get_environ_proxies(self.settings.api_url))
         self._session.headers["User-Agent"] = "redcap-sync-supervisor"
-        system = ssl.get_default_verify_paths().cafile
-        self._session.verify = str(self.settings.ca_bundle or system or True)
+        self._session.verify = trusted(self.settings)
 
     def close(self) -> None:
         """Close the connection."""
@@ -107,6 +107,11 @@ class Client:
     def one(self, content: str) -> Row:
         """Return an answer that is one object, as content=project gives it."""
         return self._call(content, {}, lambda body: stream.single(self._pieces(body), _refusal), divisible=False)
+
+    def text(self, content: str) -> str:
+        """Return an answer that is a line of text, as content=version gives it."""
+        line = self._call(content, {}, lambda body: self._pieces(body)().decode("utf-8", "replace"), divisible=False)
+        return "".join(c for c in line.strip()[:40] if c.isprintable())
 
     def _call(
         self,
@@ -286,6 +291,11 @@ class Client:
             return piece
 
         return read
+
+
+def trusted(settings: RedcapSettings) -> str:
+    """Return the file or folder of the certificates that are trusted."""
+    return str(settings.ca_bundle or ssl.get_default_verify_paths().cafile or certs.where())
 
 
 class _SaidError(errors.SyncError):

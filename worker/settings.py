@@ -63,41 +63,97 @@ Seconds = Annotated[float, BeforeValidator(seconds)]
 Names = Annotated[list[str], NoDecode, BeforeValidator(names)]
 
 
+def _setting(default: Any, meaning: str, *, shown: str | None = None, **bounds: Any) -> Any:
+    """Return a field; `shown` is its default in words where a value does not say it."""
+    return Field(default, description=meaning, json_schema_extra={"shown": shown}, **bounds)
+
+
 class RedcapSettings(BaseSettings):
-    """Where the project is, and what of it is wanted."""
+    """Where the project is, and what of it is wanted; in the order of the README's table."""
 
     model_config = SettingsConfigDict(
         env_prefix="REDCAP_", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
-    allow_http: bool = False  # before the URL, whose check asks for it
-    api_url: str
-    api_token: SecretStr
-    fields: Names = []
-    forms: Names = []
-    events: Names = []
-    filter_logic: str = ""
-    raw_or_label: Literal["raw", "label"] = "raw"
-    batch_size: BatchSize = "auto"
-    max_rate: int = Field(120, ge=1, le=RATE_MAX)
-    overlap: Seconds = Field(600.0, ge=0)
-    timezone: str = ""
-    reconcile_every: Seconds = Field(86_400.0, ge=0)
-    timeout: Annotated[tuple[Seconds, Seconds], NoDecode] = (10.0, 300.0)
-    retries: int = Field(5, ge=0, le=20)
-    ca_bundle: FilePath | DirectoryPath | None = None
+    # Before the URL, whose check asks for it.
+    allow_http: bool = _setting(default=False, meaning="the token and the data go over the network in the clear")
+    api_url: str = _setting(
+        "",
+        "`https://…/api/`; `http` only for loopback or with `REDCAP_ALLOW_HTTP=1`",
+        shown="required",
+        validate_default=True,
+    )
+    # Before the token, which it may hold.
+    api_token_file: str = _setting(
+        "",
+        "a file that holds the token; `redcap_api_token` in `$CREDENTIALS_DIRECTORY` is found by itself",
+        validate_default=True,
+    )
+    api_token: SecretStr = _setting(
+        SecretStr(""),
+        "32 or 64 hex digits, from the project's API page",
+        shown="required, here or in the file",
+        validate_default=True,
+    )
+    fields: Names = _setting([], "comma-separated; the record id field is always added", shown="all")
+    forms: Names = _setting([], "comma-separated names of instruments", shown="all")
+    events: Names = _setting([], "comma-separated unique names of events", shown="all")
+    filter_logic: str = _setting("", "passed on; records that leave the filter leave the database")
+    raw_or_label: Literal["raw", "label"] = _setting("raw", "`raw` or `label`")
+    batch_size: BatchSize = _setting(
+        "auto", "records a request; `auto` goes by cells; halved when the server runs out of memory or time"
+    )
+    max_rate: int = _setting(120, "requests a minute; servers ban an address above 600", ge=1, le=RATE_MAX)
+    overlap: Seconds = _setting(600.0, "how far a window reaches back over the last one", ge=0)
+    timezone: str = _setting(
+        "", "the server's zone, as `Europe/Berlin`", shown="found from the server's log, else the host's"
+    )
+    reconcile_every: Seconds = _setting(86_400.0, "compare all record ids; 0 never", ge=0)
+    timeout: Annotated[tuple[Seconds, Seconds], NoDecode] = _setting((10.0, 300.0), "connect, read")
+    retries: int = _setting(5, "exponential with jitter, `Retry-After` kept", ge=0, le=20)
+    ca_bundle: FilePath | DirectoryPath | None = _setting(
+        None, "certificates to trust, as a file or a folder", shown="system"
+    )
 
     @field_validator("api_url")
     @classmethod
     def _url(cls, text: str, info: ValidationInfo) -> str:
+        if not text:
+            raise ValueError("is not set: the address of the API, as https://redcap.example.org/api/")
         return _api_url(text, allow_http=bool(info.data.get("allow_http")))
+
+    @field_validator("api_token_file")
+    @classmethod
+    def _file(cls, path: str) -> str:
+        credential = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), "redcap_api_token")
+        if not path and os.environ.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):
+            path = credential
+        if path and not os.environ.get("REDCAP_API_TOKEN"):
+            _text_of(path)
+        return path
 
     @field_validator("api_token")
     @classmethod
-    def _token(cls, token: SecretStr) -> SecretStr:
-        if not re.fullmatch(r"(?:[0-9A-Fa-f]{32}){1,2}", token.get_secret_value().strip()):
+    def _token(cls, token: SecretStr, info: ValidationInfo) -> SecretStr:
+        given = token.get_secret_value()
+        if not given and "api_token_file" not in info.data:
+            return token  # the file is the fault, and named already
+        given = (given or _text_of(info.data["api_token_file"])).strip()
+        if not given:
+            raise ValueError(
+                "is not set, nor is REDCAP_API_TOKEN_FILE: copy the token from the project's API page in REDCap"
+            )
+        if not re.fullmatch(r"(?:[0-9A-Fa-f]{32}){1,2}", given):
             raise ValueError("must have 32 or 64 hexadecimal digits: copy it from the project's API page in REDCap")
-        return SecretStr(token.get_secret_value().strip())
+        return SecretStr(given)
+
+    def sources(self) -> dict[str, str]:
+        """Return where values come from that no variable of their own holds, by field."""
+        if os.environ.get("REDCAP_API_TOKEN") or not self.api_token_file:
+            return {}
+        if os.environ.get("REDCAP_API_TOKEN_FILE"):
+            return {"api_token": "REDCAP_API_TOKEN_FILE"}
+        return {"api_token": "credential", "api_token_file": "credential"}
 
     @field_validator("timeout", mode="before")
     @classmethod
@@ -118,6 +174,15 @@ class RedcapSettings(BaseSettings):
         except (ZoneInfoNotFoundError, ValueError, OSError):
             raise ValueError("is no zone of the IANA database, as Europe/Berlin or America/Chicago") from None
         return name
+
+
+def _text_of(path: str) -> str:
+    """Return the token of a file; empty without one. Raises ValueError."""
+    try:
+        return Path(path).read_text(encoding="utf-8").strip() if path else ""
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "it is no text"
+        raise ValueError(f"{path} can't be read: {reason}") from None
 
 
 def _api_url(text: str, *, allow_http: bool) -> str:
@@ -147,10 +212,16 @@ class SyncSettings(BaseSettings):
         env_prefix="SYNC_", extra="ignore", hide_input_in_errors=True, env_ignore_empty=True
     )
 
-    sink: str = ""  # empty: SQLite in the state directory
-    handler: str = ""
-    on_delete: Literal["mark", "erase"] = "mark"
-    drop_identifiers: bool = False
+    sink: str = _setting(
+        "",
+        "SQLAlchemy URL: `sqlite:///`, `postgresql+psycopg://`; or `jsonl:FOLDER`, a change feed",
+        shown="sqlite:///<state dir>/redcap.db",
+    )
+    handler: str = _setting("", "`module:callable`, your own processing of a record's rows")
+    drop_identifiers: bool = _setting(
+        default=False, meaning="leave out fields that the data dictionary marks as identifiers"
+    )
+    on_delete: Literal["mark", "erase"] = _setting("mark", "`mark` keeps the row with `deleted_at`; `erase` removes it")
 
     @field_validator("handler")
     @classmethod
@@ -175,54 +246,25 @@ class SyncSettings(BaseSettings):
         return text
 
 
+MODELS = (RedcapSettings, SyncSettings)
+
+
 def load() -> tuple[RedcapSettings, SyncSettings]:
     """Return the settings of the environment. Raises SettingsError with every fault."""
     if found := faults():
         lines = "; ".join(f"{one['variable']}: {one['message']}" for one in found)
         raise SettingsError(f"the configuration is invalid: {lines}")
-    return RedcapSettings(**_token_of_a_file()), SyncSettings()
+    return RedcapSettings(), SyncSettings()
 
 
 def faults() -> list[Fault]:
     """Return all that is wrong with the environment, as `variable` and `message`."""
     found: list[Fault] = []
-    try:
-        token = _token_of_a_file()
-    except SettingsError as error:
-        found.append({"variable": "REDCAP_API_TOKEN_FILE", "message": str(error)})
-        token = {"api_token": "0" * 32}  # so that it is not called missing as well
-    for prefix, model, given in (("REDCAP_", RedcapSettings, token), ("SYNC_", SyncSettings, {})):
+    for model in MODELS:
         try:
-            model(**given)
+            model()
         except ValidationError as error:
-            found += [_fault(prefix, dict(problem)) for problem in error.errors(include_url=False)]
+            for problem in error.errors(include_url=False):
+                variable = f"{model.model_config['env_prefix']}{problem['loc'][0]}".upper()
+                found.append({"variable": variable, "message": problem["msg"].removeprefix("Value error, ")})
     return found
-
-
-def _token_of_a_file() -> dict[str, Any]:
-    """Return the token of REDCAP_API_TOKEN_FILE or systemd's credential, where the variable is not set."""
-    if os.environ.get("REDCAP_API_TOKEN"):
-        return {}
-    path = os.environ.get("REDCAP_API_TOKEN_FILE")
-    credential = os.path.join(os.environ.get("CREDENTIALS_DIRECTORY", ""), "redcap_api_token")
-    if not path and os.environ.get("CREDENTIALS_DIRECTORY") and os.path.exists(credential):
-        path = credential
-    if not path:
-        return {}
-    try:
-        return {"api_token": Path(path).read_text(encoding="utf-8").strip()}
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is no text"
-        raise SettingsError(f"{path} can't be read: {reason}") from None
-
-
-def _fault(prefix: str, problem: dict[str, Any]) -> Fault:
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    variable = prefix + str(problem["loc"][0]).upper()
-    if problem["type"] == "missing":
-        message = {
-            "REDCAP_API_URL": "is not set: the address of the API, as https://redcap.example.org/api/",
-            "REDCAP_API_TOKEN": "is not set, nor is REDCAP_API_TOKEN_FILE: copy the token from the project's "
-            "API page in REDCap",
-        }.get(variable, message)
-    return {"variable": variable, "message": message}

@@ -72,7 +72,8 @@ class SqlSink:
 
     has_views = True
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, *, rehearsal: bool = False) -> None:
+        """Open it; a rehearsal makes the tables and takes them back."""
         # A query may hold a password too.
         self._name = url.set(username=None, password=None, query={}).render_as_string()
         # hide_parameters: SQLAlchemy's errors would quote the rows otherwise.
@@ -85,8 +86,10 @@ class SqlSink:
         with self._errors("be opened"), ExitStack() as undo:
             undo.callback(self._engine.dispose)
             self._connection = undo.enter_context(self._engine.connect())
-            with self._connection.begin():
+            with self._connection.begin() as transaction:
                 schema.prepare(self._connection)
+                if rehearsal:
+                    transaction.rollback()
             undo.pop_all()
 
     def close(self) -> None:
@@ -95,6 +98,12 @@ class SqlSink:
             os.close(self._lock_fd)
         self._connection.close()
         self._engine.dispose()
+
+    def about(self) -> str:
+        """Return what it is, and of which version."""
+        version = ".".join(map(str, (self._engine.dialect.server_version_info or ())[:2]))
+        name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[self._engine.dialect.name]
+        return f"{name} {version}, {self._engine.url.host or ''} {self._engine.url.database}"
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:

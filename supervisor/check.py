@@ -1,0 +1,241 @@
+"""`redcap-sync check`: a line for each thing that must be right before a service can run. Runs in a child.
+
+A job looks at its own things: its `check(state_dir)` yields lines of the same shape.
+"""
+
+import json
+import os
+import re
+import resource
+import shutil
+import subprocess
+import textwrap
+from collections.abc import Iterator
+from typing import Any
+
+from supervisor import cgroup, config, failure, target, terminal
+from supervisor.plan import default_state_dir
+from supervisor.settings import Job, Reading, environment, read
+
+Line = dict[str, str]  # name, mark, found, remedy, code
+
+_MARKS = {"ok": ("✓", "32"), "note": ("!", "33"), "fault": ("✗", "31"), "skipped": ("-", "2")}
+_NAME_COLUMNS = 16
+DISK_LOW_BYTES = 200_000_000
+DISK_NOTE_BYTES = 2_000_000_000
+PARENT_BYTES = 25_000_000  # what the supervisor itself holds, with room
+UNITS = "redcap-sync*.service"
+_SPAN_S = {"d": 86_400, "h": 3_600, "min": 60, "s": 1, "ms": 1e-3, "us": 1e-6}
+
+
+def line(name: str, mark: str, found: str, remedy: str = "", code: str = "") -> Line:
+    """Return a line; `mark` is ok, note (works, but look at it), fault or skipped."""
+    return {"name": name, "mark": mark, "found": found, "remedy": remedy, "code": code}
+
+
+def show(env_file: str | None, *, as_json: bool, look: dict[str, Any]) -> dict[str, Any]:
+    """Do `redcap-sync check`: print each line as it is found, and return the exit code."""
+    seen = read(env_file)
+    found = []
+    for one in _lines(seen):
+        found.append(one)
+        if not as_json:
+            print(_printed(one, look), flush=True)
+    bad = sum(one["mark"] == "fault" for one in found)
+    if as_json:
+        print(json.dumps({"ok": not bad, "checks": found}, indent=1, ensure_ascii=False))
+    elif bad:
+        print(f"\n{bad} of {len(found)} at fault")
+    return {"exit": 78 if seen.faults else int(bad > 0)}
+
+
+def _printed(one: Line, look: dict[str, Any]) -> str:
+    mark, color = _MARKS.get(one["mark"], ("?", "0"))
+    text = one["found"] + (f" ({one['code']})" if one["code"] else "")
+    parts = [text, *([f"→ {one['remedy']}"] if one["remedy"] else [])]
+    width = max(30, look["columns"] - _NAME_COLUMNS - 3)
+    rows = [row for part in parts for row in textwrap.wrap(terminal.plain(part), width, break_on_hyphens=False)]
+    margin = " " * (_NAME_COLUMNS + 2)
+    head = f"{mark} {terminal.plain(one['name']):<{_NAME_COLUMNS}}"
+    if look["color"]:
+        head = f"\x1b[{color}m{head}\x1b[0m"
+    return head + f"\n{margin}".join(rows)
+
+
+def _lines(seen: Reading) -> Iterator[Line]:
+    for fault in seen.faults:
+        yield line("settings", "fault", f"{fault['variable']}: {fault['message']}", code="ConfigInvalid")
+    if seen.settings and not seen.faults:
+        yield _settings(seen)
+    for name, near in seen.misspelt():
+        if near:
+            yield line("settings", "note", f"{name} is set and is no setting", f"did you mean {near}?")
+    given = seen.settings.state_dir if seen.settings else os.environ.get("SUPERVISOR_STATE_DIR")
+    state_dir = str(given or default_state_dir())
+    yield _state_dir(state_dir)
+    yield _disk(state_dir)
+    if seen.settings:
+        ceilings = sorted((int(job.settings.rss_ceiling) for job in seen.jobs), reverse=True)
+        yield _memory(sum(ceilings[: seen.settings.max_workers]) or int(seen.settings.rss_ceiling))
+        yield from _init(max([job.settings.grace for job in seen.jobs] or [seen.settings.grace]), ceilings[:1])
+    if seen.faults:
+        yield line("job", "skipped", "not looked at before the settings are right")
+        return
+    for job in seen.jobs:
+        yield from _of_job(job, state_dir, named=len(seen.jobs) > 1)
+
+
+def _settings(seen: Reading) -> Line:
+    sources = [row["source"] for row in config.rows(seen) if row["source"] != "default"]
+    by_source = ", ".join(f"{sources.count(one)} by {one}" for one in dict.fromkeys(sources))
+    jobs = "" if len(seen.jobs) == 1 else f" for {len(seen.jobs)} jobs"
+    return line("settings", "ok", f"valid{jobs}: {by_source or 'all of them defaults'}")
+
+
+def _of_job(job: Job, state_dir: str, *, named: bool) -> Iterator[Line]:
+    prefix = f"{job.name}: " if named else ""
+    try:
+        found = target.find(job.settings.job)
+    except (Exception, SystemExit) as error:
+        seen = failure.describe(error)
+        text = f"{job.settings.job} can't be imported: {seen['type']}: {seen['message']}"
+        yield line(prefix + "job", "fault", text, "name module:callable, importable from here", "JobError")
+        return
+    yield line(prefix + "job", "ok", f"{job.settings.job} can be imported")
+    try:
+        with environment(job.env):
+            ask = getattr(found, "check", None)
+            for one in ask(state_dir) if ask else ():
+                yield line(**{**one, "name": prefix + str(one["name"])})
+    except (Exception, SystemExit) as error:
+        seen = failure.describe(error)
+        yield line(prefix + "check", "fault", f"the job's own check failed: {seen['type']}: {seen['message']}")
+
+
+def _existing(path: str) -> str:
+    path = os.path.abspath(path)
+    while not os.path.exists(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _state_dir(path: str) -> Line:
+    there = _existing(path)
+    name = "state directory"
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
+        found = f"{path} can't be used: {there} is no folder that we may write to"
+        return line(name, "fault", found, "set SUPERVISOR_STATE_DIR, or give us that folder", "StateDirUnusable")
+    if there != os.path.abspath(path):
+        return line(name, "ok", f"{path}, made at the first start")
+    about = os.stat(there)
+    if about.st_uid != os.geteuid():
+        found = f"{path} belongs to user {about.st_uid}, and we are user {os.geteuid()}"
+        return line(name, "note", found, "run this as the service's own user to see what it sees")
+    if about.st_mode & 0o077:
+        found = f"{path} is open to other users (mode {about.st_mode & 0o777:o}); the files in it are not"
+        return line(name, "note", found, f"chmod 700 {path}")
+    unwritable = [one for one in sorted(os.listdir(there)) if not os.access(os.path.join(there, one), os.W_OK)]
+    if unwritable:
+        found = f"{path} has files that we may not write to: {', '.join(unwritable[:5])}"
+        return line(name, "fault", found, "give them to the service's user (chown)", "StateDirUnusable")
+    return line(name, "ok", path)
+
+
+def _disk(path: str) -> Line:
+    room = shutil.disk_usage(_existing(path)).free
+    found = f"{room / 1e9:,.1f} GB are free where the state directory is"
+    if room < DISK_LOW_BYTES:
+        return line("disk", "fault", found, "free some, or move SUPERVISOR_STATE_DIR", "DiskLow")
+    if room < DISK_NOTE_BYTES:
+        return line("disk", "note", found, "a project of 100,000 records of 600 fields needs some 3 GB")
+    return line("disk", "ok", found)
+
+
+def _memory(allowed_bytes: int) -> Line:
+    """Compare what the ceilings of all that may run at once allow with what there is."""
+    needed = allowed_bytes + PARENT_BYTES
+    total = _meminfo("MemTotal")
+    limit, where = cgroup.memory_limit()
+    found = f"the ceilings allow {_mb(allowed_bytes)} at once, the machine has {_mb(total)}"
+    most = total
+    if limit is not None and limit < total:
+        found += f", its control group {_mb(limit)} ({where})"
+        most = limit
+    if needed > most:
+        remedy = "lower SUPERVISOR_RSS_CEILING or SUPERVISOR_MAX_WORKERS, or give it more memory"
+        return line("memory", "fault", found, remedy, "CeilingAboveLimit")
+    free = _meminfo("MemAvailable")
+    if needed > free:
+        return line("memory", "note", f"{found}, and {_mb(free)} of it are free now", "see what else runs here")
+    return line("memory", "ok", found)
+
+
+def _meminfo(name: str) -> int:
+    with open("/proc/meminfo", encoding="ascii") as file:
+        (value,) = [one.split()[1] for one in file if one.startswith(f"{name}:")]
+    return int(value) * 1024
+
+
+def _mb(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:,.0f} MB"
+
+
+def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
+    """Look at what would end a service, or its worker, over our heads."""
+    if cgroup.ends_whole_group():
+        found = "the kernel ends all of our control group together (memory.oom.group is 1)"
+        yield line("init system", "fault", found, "set it to 0 (systemd: OOMPolicy=continue)", "InitDefeats")
+    for name, number in (("RLIMIT_AS", resource.RLIMIT_AS), ("RLIMIT_DATA", resource.RLIMIT_DATA)):
+        soft, _ = resource.getrlimit(number)
+        if soft != resource.RLIM_INFINITY and ceilings and soft < ceilings[0]:
+            found = f"{name} is {_mb(soft)} here, below the ceiling: a worker gets a MemoryError before it"
+            yield line("limits", "note", found, "raise it (ulimit -v, -d), or lower SUPERVISOR_RSS_CEILING")
+    units = _units()
+    if not units:
+        yield line("init system", "ok", f"no systemd unit {UNITS} is installed here")
+    for unit in units:
+        problems = list(_problems(_properties(unit), grace_s))
+        if problems:
+            found = f"{unit} has {', '.join(one for one, _ in problems)}"
+            yield line("init system", "fault", found, "; ".join(remedy for _, remedy in problems), "InitDefeats")
+        else:
+            yield line("init system", "ok", f"{unit} lets a worker be ended alone, and drain")
+
+
+def _problems(unit: dict[str, str], grace_s: float) -> Iterator[tuple[str, str]]:
+    policy, mode, stop = (unit.get(name, "") for name in ("OOMPolicy", "KillMode", "TimeoutStopUSec"))
+    if policy in ("stop", "kill"):
+        yield f"OOMPolicy={policy}, so that the whole service ends with a worker", "set OOMPolicy=continue"
+    if mode == "control-group":
+        yield "KillMode=control-group, so that a stop ends the worker before it is done", "set KillMode=mixed"
+    if mode in ("process", "none"):
+        yield f"KillMode={mode}, so that processes outlive the service", "set KillMode=mixed"
+    stop_s = sum(float(n) * _SPAN_S[u] for n, u in re.findall(r"([\d.]+)(d|h|min|ms|us|s)\b", stop))
+    if stop and stop != "infinity" and stop_s <= grace_s:
+        yield f"TimeoutStopSec={stop}, not above the grace of {grace_s:g} s", f"set TimeoutStopSec={grace_s + 15:.0f}"
+
+
+def _units() -> list[str]:
+    """Return the unit that we run in, and those that are installed under our name."""
+    own = [part for part in cgroup.path_parts() if part.endswith(".service") and not part.startswith("user@")]
+    said = _systemctl("list-units", "--all", "--plain", "--no-legend", UNITS)
+    return (
+        list(dict.fromkeys([*own, *(one.split()[0] for one in said.splitlines() if one.strip())]))
+        if said or own
+        else []
+    )
+
+
+def _properties(unit: str) -> dict[str, str]:
+    said = _systemctl("show", unit, "--property=OOMPolicy,KillMode,TimeoutStopUSec")
+    return dict(one.split("=", 1) for one in said.splitlines() if "=" in one)
+
+
+def _systemctl(*arguments: str) -> str:
+    try:
+        done = subprocess.run(
+            ["systemctl", *arguments], capture_output=True, text=True, timeout=10, check=False, stdin=subprocess.DEVNULL
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return ""  # no systemd here, or none that answers
+    return done.stdout if done.returncode == 0 else ""
