@@ -14,7 +14,6 @@ from itertools import islice
 from typing import Any, TypeVar
 
 import requests
-from requests import certs
 from urllib3 import Retry
 from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, ProtocolError, ReadTimeoutError
 
@@ -295,7 +294,7 @@ class Client:
 
 def trusted(settings: RedcapSettings) -> str:
     """Return the file or folder of the certificates that are trusted."""
-    return str(settings.ca_bundle or ssl.get_default_verify_paths().cafile or certs.where())
+    return str(settings.ca_bundle or ssl.get_default_verify_paths().cafile or requests.utils.DEFAULT_CA_BUNDLE_PATH)
 
 
 class _SaidError(errors.SyncError):

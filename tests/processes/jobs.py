@@ -123,14 +123,6 @@ def grows():
         held.append(b"x" * 1_000_000)
 
 
-def grows_steadily():
-    """Leave the handler of the last words its moment, on a machine that is busy with other things too."""
-    held = []
-    while True:
-        held.append(b"x" * 1_000_000)
-        time.sleep(0.004)
-
-
 def grows_in_child():
     code = "held = []\nwhile True: held.append(b'x' * 1000000)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -191,14 +191,12 @@ def test_a_flood_of_output_does_not_stop_the_job_nor_fill_the_log(cli):
     assert dropped["lines"] == 20_000 - LINES_MAX_PER_CYCLE
 
 
-@pytest.mark.parametrize("job", ["grows", "grows_steadily"])
-def test_a_runaway_is_ended_at_the_ceiling(cli, method, job):
-    report = cli.run("once", SUPERVISOR_JOB=f"jobs:{job}", SUPERVISOR_RSS_CEILING="150MB", **method).report
+def test_a_runaway_is_ended_at_the_ceiling(cli, method):
+    report = cli.run("once", SUPERVISOR_JOB="jobs:grows", SUPERVISOR_RSS_CEILING="150MB", **method).report
     assert report["outcome"] == "ceiling"
     assert report["signal"] == "SIGKILL"
     assert report["error"]["type"] == "CeilingExceeded"
-    if job == "grows_steadily":  # at full speed there are 4 ms for the last words, which a busy machine may not give
-        assert "in grows_steadily" in report["error"]["traceback"]
+    assert "in grows" in report["error"]["traceback"]
     # How far above is a matter of the machine, and measured in ops/bench; this is the backstop's.
     assert 150_000_000 < report["worker_peak_rss_bytes"] < 460_000_000
 
