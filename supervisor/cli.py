@@ -11,6 +11,7 @@ from supervisor import __version__, configure, lock, log, report, terminal
 from supervisor.console import Console
 from supervisor.loop import Supervisor
 from supervisor.plan import Plan
+from supervisor.state import StateFile
 from supervisor.systemd import Notifier
 
 EX_TEMPFAIL = 75
@@ -24,6 +25,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     _open_standard_streams()
     arguments = _parser().parse_args(argv)
+    if arguments.command == "status":
+        from supervisor import status  # noqa: PLC0415 - heavier than the service may be
+
+        return status.main(arguments)
     if arguments.command not in ("run", "once"):
         return _short(arguments)
     signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2))  # until `Signals`
@@ -93,6 +98,7 @@ def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> 
             notifier=Notifier(os.environ),
             on_report=on_report,
             on_progress=console.progress,
+            state_file=StateFile(plan.state_dir),
         )
         if not once:
             jobs = ", ".join(f"{job.name} every {job.interval_s:g} s" for job in plan.jobs)
@@ -118,7 +124,9 @@ def _parser() -> argparse.ArgumentParser:
     config.add_argument("--example", action="store_true", help="print an env file with a comment for each setting")
     explain: argparse.ArgumentParser = commands.add_parser("explain", help="what an error means, and what to do")
     explain.add_argument("code", nargs="?", metavar="CODE", help="as a report has it; without one, all are listed")
-    for one in (check, config):
+    status: argparse.ArgumentParser = commands.add_parser("status", help="is it alive, what runs now, the last cycles")
+    status.add_argument("--watch", action="store_true", help="go on looking, until Ctrl-C")
+    for one in (check, config, status):
         one.add_argument("--json", action="store_true", dest="as_json", help="for programs")
     # Behind the command too; where it is not given there, what was given before counts.
     for each, default in ((parser, None), *((one, argparse.SUPPRESS) for one in commands.choices.values())):

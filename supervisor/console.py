@@ -4,6 +4,7 @@ import os
 import shutil
 from typing import TextIO
 
+from supervisor import terminal
 from supervisor.messages import Message
 
 BAR_CELLS = 24
@@ -43,6 +44,5 @@ def progress_line(job: str, rss_bytes: int, said: Message, cells: int = BAR_CELL
         return f"{job}"
     if not total:
         return f"{job}  {done:,} {unit}  {rss_bytes / 1e6:.0f} MB"
-    full = max(0, min(cells, cells * done // total))
-    bar = "█" * full + "░" * (cells - full) + " " if cells else ""
+    bar = terminal.bar(done, total, cells) + " " if cells else ""
     return f"{job}  {bar}{done:,} of {total:,} {unit}  {rss_bytes / 1e6:.0f} MB"

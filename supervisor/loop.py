@@ -24,6 +24,7 @@ from supervisor.run import Run, begin
 from supervisor.schedule import Schedule
 from supervisor.signals import Signals
 from supervisor.start import helper_pids
+from supervisor.state import StateFile, of_post
 from supervisor.systemd import Notifier
 from supervisor.verdict import judge
 from supervisor.wait import wait
@@ -48,7 +49,8 @@ class Post:
     cycles: int = 0
     missed_ticks: int = 0
     all_ok: bool = True
-
+    progress: Message | None = None  # what the running cycle said last
+    last: dict[str, Any] | None = None  # how the last one ended
     wanted: bool = True  # false: its job is not in the plan any more
 
     def take(self, job: JobPlan, now_s: float) -> None:
@@ -78,6 +80,7 @@ class Supervisor:
         chance: Callable[[], float] = random.random,
         on_report: Callable[[report.Report], None] = lambda report: None,
         on_progress: Callable[[str, int, Message], None] = lambda job, rss, said: None,
+        state_file: StateFile | None = None,
     ) -> None:
         self._plan = plan
         self._once = once
@@ -87,6 +90,8 @@ class Supervisor:
         self._chance = chance
         self._on_report = on_report
         self._on_progress = on_progress
+        self._state_file = state_file
+        self._began_at = rfc3339(self._clock.wall())
         self._stop_asked = 0
         self._broken = False
         self._orphans = orphans.Orphans()
@@ -124,6 +129,7 @@ class Supervisor:
             while not self._finished():
                 self._start_what_is_due()
                 self._tell_systemd()
+                self._keep_state()
                 wait(self._workers(), [signals.fileno()], self._patience_s())
                 self._obey(signals.take())
                 self._report_what_ended()
@@ -166,6 +172,7 @@ class Supervisor:
             post.cycles += self._once
             return
         post.cycles += 1
+        post.progress = None
         run = begin(job, self._clock, number=post.cycles, full=self._full)
         post.lines.begin(run.number)
         post.worker.assign(run)
@@ -173,6 +180,9 @@ class Supervisor:
     def _new_worker(self, post: Post) -> Worker:
         def on_progress(said: Message) -> None:
             rss_bytes = post.worker.rss_bytes if post.worker else 0
+            post.progress = {name: said.get(name) for name in ("done", "total", "unit")}
+            if self._state_file:
+                self._state_file.move()
             self._on_progress(post.job.name, rss_bytes, said)
 
         return Worker(post.job, self._plan.state_dir, self._clock, on_output=post.lines.feed, on_progress=on_progress)
@@ -223,15 +233,12 @@ class Supervisor:
         self._look_around_s = None
         for post in self._posts:
             worker = post.worker
-            run = worker.run if worker else None
-            fields: dict[str, Any] = {
-                "job": post.job.name,
-                "cycle": post.cycles,
-                "due_in_s": None if post.busy else round(post.schedule.due_s - now_s, 1),
-                "worker_pid": worker.pid if worker else None,
-                "worker_state": worker.state.name.lower() if worker else None,
+            fields = of_post(post, now_s)
+            due_s, started_s = fields.pop("due_s"), fields.pop("started_s")
+            fields |= {
+                "due_in_s": None if due_s is None else round(due_s - now_s, 1),
                 "worker_rss_bytes": tree.tree_rss_bytes(worker.pid) if worker else None,
-                "running_s": round(now_s - run.started_s, 1) if run else None,
+                "running_s": None if started_s is None else round(now_s - started_s, 1),
                 "traceback": worker.last_words() if worker else "",
             }
             shown = ", ".join(f"{name} {value}" for name, value in fields.items() if name != "traceback")
@@ -242,6 +249,16 @@ class Supervisor:
         running = [f"{post.job.name} #{post.cycles}" for post in self._posts if post.busy]
         done = sum(post.cycles for post in self._posts) - len(running)
         self._notifier.status(f"{', '.join(running) or 'waiting'}; {done} cycles done")
+
+    def _keep_state(self) -> None:
+        if self._state_file is None:
+            return
+        self._state_file.keep(
+            self._clock.now_s(),
+            self._posts,
+            {"once": self._once, "started_at": self._began_at, "stopping": self._stop_asked > 0}
+            | {"max_workers": self._plan.max_workers},
+        )
 
     def _stop(self, why: str) -> None:
         self._stop_asked += 1
@@ -276,7 +293,8 @@ class Supervisor:
 
     def _report(self, post: Post, job: JobPlan, run: Run) -> None:
         now_s = self._clock.now_s()
-        outcome, _ = judge(run.evidence)
+        outcome, error = judge(run.evidence)
+        post.last = {"outcome": outcome, "ended_at": rfc3339(self._clock.wall()), "code": error and error["type"]}
         if outcome != "stopped":
             post.schedule.end(now_s, ok=outcome == "ok", chance=self._chance())
         post.all_ok = post.all_ok and outcome == "ok"

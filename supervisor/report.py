@@ -15,6 +15,8 @@ from supervisor.verdict import judge, signal_name
 
 Report = dict[str, Any]
 
+JOURNAL = "cycles.jsonl"
+
 
 def build(
     run: Run, job: JobPlan, *, kept_rss_bytes: int = 0, missed_ticks: int = 0, next_at: str | None = None
@@ -88,7 +90,7 @@ class Journal:
     """`cycles.jsonl` in the state directory: a line a cycle, whole or not at all."""
 
     def __init__(self, state_dir: str) -> None:
-        path = os.path.join(state_dir, "cycles.jsonl")
+        path = os.path.join(state_dir, JOURNAL)
         self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
         size_bytes = os.fstat(self._fd).st_size
         # A line was cut off by a power cut or a full disk: the next one begins anew.

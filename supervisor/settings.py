@@ -6,7 +6,6 @@ list of all that is wrong.
 
 import difflib
 import importlib.util
-import io
 import os
 import re
 import tomllib
@@ -16,11 +15,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from dotenv import dotenv_values
 from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from supervisor import target
+from supervisor import envfile, target
 from supervisor.plan import default_state_dir
 
 Fault = dict[str, str]  # variable, message
@@ -193,7 +191,10 @@ class Reading:
 def read(env_file: str | None) -> Reading:
     """Read all there is; the environment of this process becomes the jobs'."""
     seen = Reading()
-    seen.overlay = _read_env_file(env_file, seen.faults)
+    try:
+        seen.overlay = envfile.overlay(env_file)
+    except (OSError, ValueError) as error:
+        seen.faults.append({"variable": "--env-file", "message": f"{env_file} can't be read: {error}"})
     os.environ.update(seen.overlay)
     seen.settings = settings = _settings(seen.faults, {})
     if settings and settings.jobs_file:
@@ -233,20 +234,6 @@ def load(env_file: str | None) -> dict[str, Any]:
 def variables(model: type[BaseSettings]) -> dict[str, Any]:
     """Return the fields of a model by their variables."""
     return {f"{model.model_config['env_prefix']}{name}".upper(): one for name, one in model.model_fields.items()}
-
-
-def _read_env_file(path: str | None, faults: list[Fault]) -> dict[str, str]:
-    """Return what the file sets and the environment does not: the environment wins."""
-    if path is None:
-        return {}
-    try:
-        with open(path, encoding="utf-8") as file:
-            text = file.read()
-        values = dotenv_values(stream=io.StringIO(text.replace("\0", "\N{REPLACEMENT CHARACTER}")), interpolate=False)
-    except (OSError, ValueError) as error:
-        faults.append({"variable": "--env-file", "message": f"{path} can't be read: {error}"})
-        return {}
-    return {name: value for name, value in values.items() if value is not None and name not in os.environ}
 
 
 def _settings(faults: list[Fault], overrides: dict[str, Any], where: str = "") -> Settings | None:

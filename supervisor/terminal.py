@@ -33,6 +33,12 @@ def show(what: Any, look: dict[str, Any]) -> None:
     print(*(line.rstrip() for line in file.getvalue().splitlines()), sep="\n")
 
 
+def bar(part: int, whole: int, cells: int) -> str:
+    """Return a bar that is filled by the share of `part`; empty for no cells."""
+    full = max(0, min(cells, cells * part // whole)) if whole else 0
+    return "█" * full + "░" * (cells - full)
+
+
 def plain(text: object) -> str:
     """Return a text without what a terminal would obey: whatever comes from elsewhere goes through here."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))

@@ -1,0 +1,106 @@
+"""The journal, read as far as it is sound; the rest is counted and said. Never imported in the service.
+
+A line may be cut off by a power cut, be of an older version, or be somebody's doing: nothing of it is
+believed but what has the type and the range that it must have.
+"""
+
+import os
+from collections import Counter
+from collections.abc import Iterator
+from datetime import datetime
+from typing import Annotated, Any, Literal
+
+import msgspec
+from msgspec import Meta
+
+from supervisor.report import JOURNAL
+
+LINE_MAX_BYTES = 256 * 1024  # a report has a summary of at most 64 KiB, and a traceback of 16,000 characters
+Size = Annotated[int, Meta(ge=0, le=1 << 53)]
+Count = Annotated[int, Meta(ge=0, le=1 << 53)]
+Seconds = Annotated[float, Meta(ge=0, le=1e10)]
+Time = Annotated[datetime, Meta(tz=True)]
+Outcome = Literal["ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom"]
+
+
+class Error(msgspec.Struct, frozen=True):
+    """Why a cycle was not ok."""
+
+    type: Annotated[str, Meta(max_length=500)]
+    message: str = ""
+    traceback: str = ""
+
+
+class Report(msgspec.Struct, frozen=True):
+    """One cycle, with what every version of its report has, and what some have."""
+
+    event: Literal["cycle"]
+    job: Annotated[str, Meta(min_length=1, max_length=500)]
+    cycle: Count
+    outcome: Outcome
+    started_at: Time
+    duration_s: Seconds
+    worker_peak_rss_bytes: Size = 0
+    rss_ceiling_bytes: Size = 0
+    supervisor_rss_bytes: Size = 0
+    missed_ticks: Count = 0
+    recycled: str | None = None
+    summary: dict[str, Any] = {}
+    error: Error | None = None
+
+
+class History:
+    """Iterate over it for the reports, oldest first; `unreadable` counts the other lines by what is wrong with them."""
+
+    def __init__(self, state_dir: str, *, last_bytes: int | None = None, from_byte: int = 0) -> None:
+        self.unreadable: Counter[str] = Counter()
+        self.next_byte = from_byte  # behind the last whole line
+        self._path = os.path.join(state_dir, JOURNAL)
+        self._last_bytes = last_bytes
+        self._decode = msgspec.json.Decoder(Report).decode
+
+    def __iter__(self) -> Iterator[Report]:
+        """Read the lines. Raises OSError, but for a journal that is not there yet."""
+        try:
+            file = open(self._path, "rb")  # noqa: SIM115 - closed below
+        except FileNotFoundError:
+            return
+        with file:
+            size = os.fstat(file.fileno()).st_size
+            start = self.next_byte if self.next_byte <= size else 0  # it was begun anew
+            if self._last_bytes is not None and size - start > self._last_bytes:
+                file.seek(size - self._last_bytes)
+                file.readline(LINE_MAX_BYTES)  # the rest of a line
+            else:
+                file.seek(start)
+            while line := file.readline(LINE_MAX_BYTES):
+                report = None
+                if line.endswith(b"\n"):
+                    report = self._report(line)
+                elif len(line) < LINE_MAX_BYTES:
+                    self.unreadable["cut off"] += 1
+                    return
+                else:
+                    self.unreadable["too long"] += 1
+                    while line and not line.endswith(b"\n"):
+                        line = file.readline(LINE_MAX_BYTES)
+                self.next_byte = file.tell()
+                if report is not None:
+                    yield report
+
+    def _report(self, line: bytes) -> Report | None:
+        if not line.strip():
+            return None  # the end of a line that was cut off
+        try:
+            return self._decode(line)
+        except msgspec.ValidationError:
+            self.unreadable["no report of a cycle"] += 1
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            self.unreadable["no JSON"] += 1
+        return None
+
+    def said(self) -> str:
+        """Return what was not read, in words; empty when all was."""
+        count = self.unreadable.total()
+        kinds = ", ".join(f"{number} {kind}" for kind, number in self.unreadable.items())
+        return f"{count:,} {'line' if count == 1 else 'lines'} of the journal can't be read ({kinds})" if count else ""

@@ -1,0 +1,64 @@
+"""`state.json` in the state directory: what the service does now, for `redcap-sync status`. Replaced whole."""
+
+import json
+import logging
+import os
+from typing import Any
+
+from supervisor import log
+
+NAME = "state.json"
+PROGRESS_EVERY_S = 1.0
+
+
+def of_post(post: Any, now_s: float) -> dict[str, Any]:
+    """Return what there is to be seen of one job; times in seconds of the clock that counts from the boot."""
+    worker = post.worker
+    run = worker.run if worker else None
+    return {
+        "job": post.job.name,
+        "cycle": post.cycles,
+        "due_s": None if post.busy else max(now_s, post.schedule.due_s),
+        "worker_pid": worker.pid if worker else None,
+        "worker_state": worker.state.name.lower() if worker else None,
+        "started_s": run.started_s if run else None,
+        "overdue_s": run.deadline_s + worker.job.grace_s if run else None,
+        "rss_ceiling_bytes": post.job.rss_ceiling_bytes,
+        "progress": post.progress,
+        "last": post.last,
+    }
+
+
+class StateFile:
+    """Writes what has changed: at once, or for mere progress once a second."""
+
+    def __init__(self, state_dir: str) -> None:
+        self._path = os.path.join(state_dir, NAME)
+        self._written_s = float("-inf")
+        self._seen: Any = None
+        self._moved = False
+        self._failed = False
+
+    def move(self) -> None:
+        """Say that a job is further than it was."""
+        self._moved = True
+
+    def keep(self, now_s: float, posts: list[Any], about: dict[str, Any]) -> None:
+        """Write the state when it is another; a disk that does not take it is said once."""
+        seen = [about, [(post.job, post.cycles, post.worker and post.worker.state, post.last) for post in posts]]
+        if seen == self._seen and not (self._moved and now_s - self._written_s >= PROGRESS_EVERY_S):
+            return
+        self._seen, self._moved, self._written_s = seen, False, now_s
+        content = {"pid": os.getpid(), **about, "jobs": [of_post(post, now_s) for post in posts]}
+        try:
+            fd = os.open(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+            try:
+                os.write(fd, json.dumps(content, separators=(",", ":")).encode())
+            finally:
+                os.close(fd)
+            os.replace(f"{self._path}.new", self._path)
+            self._failed = False
+        except OSError as error:
+            if not self._failed:
+                log.say("state", logging.ERROR, f"{self._path} can't be written: {error}", error=str(error))
+            self._failed = True
