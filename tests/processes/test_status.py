@@ -1,0 +1,176 @@
+"""`status`: from the lock, the state file and the journal, whoever wrote into them."""
+
+import json
+import signal
+
+import pytest
+
+from supervisor import lock, status
+from supervisor.history import LINE_MAX_BYTES, History
+from supervisor.loop import EX_OK
+from tests.conftest import wait_until
+
+REPORT = {
+    "event": "cycle",
+    "job": "sync",
+    "cycle": 1,
+    "outcome": "ok",
+    "started_at": "2026-11-25T06:00:00.000Z",
+    "duration_s": 1.5,
+}
+
+
+def journal(folder, *lines):
+    folder.mkdir(exist_ok=True)
+    (folder / "cycles.jsonl").write_bytes(b"".join(lines))
+
+
+def line(**changes):
+    return json.dumps(REPORT | changes).encode() + b"\n"
+
+
+def test_a_journal_is_read_as_far_as_it_is_sound(tmp_path):
+    hostile = [
+        b"[" * 100_000 + b"\n",
+        b'{"event":"cycle"}\n',
+        b"\xff\xfe\x00\n",
+        b"9" * 5_000 + b"\n",
+        line(duration_s=-1),
+        line(duration_s=1e300),
+        line(outcome="splendid"),
+        line(cycle="one"),
+        line(started_at="yesterday"),
+        line(job=["a"]),
+        line(worker_peak_rss_bytes=2**70),
+        line(error="no object"),
+        b"x" * (3 * LINE_MAX_BYTES) + b"\n",
+    ]
+    journal(tmp_path, line(), *hostile, b"\n", line(cycle=2, new_in_a_later_version=1), line(cycle=3)[:50])
+    read = History(str(tmp_path))
+    assert [report.cycle for report in read] == [1, 2]
+    assert read.unreadable.total() == len(hostile) + 1
+    assert read.unreadable["cut off"] == read.unreadable["too long"] == 1
+    assert "14 lines" in read.said()
+
+
+def test_the_end_of_a_journal_is_enough_for_the_last_cycles(tmp_path):
+    journal(tmp_path, *(line(cycle=number) for number in range(1_000)))
+    read = History(str(tmp_path), last_bytes=10_000)
+    cycles = [report.cycle for report in read]
+    assert cycles == list(range(cycles[0], 1_000))
+    assert 50 < len(cycles) < 100
+    assert not read.said()
+
+
+def test_nobody_runs(cli):
+    done = cli.run("status")
+    assert done.code == 3
+    assert "not running" in done.out
+
+
+@pytest.mark.parametrize("as_json", [True, False])
+def test_a_service_from_its_start_to_its_end(cli, as_json):
+    def ask():
+        done = cli.run("status", *(["--json"] if as_json else []))
+        return done.code, json.loads(done.out) if as_json else done.out
+
+    service = cli.start("run", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_INTERVAL="1h")
+    cli.reports_of(1)
+    wait_until(lambda: ask()[0] == 0)
+    code, said = ask()
+    if as_json:
+        assert said["state"] == "healthy"
+        assert said["pid"] == service.pid
+        (job,) = said["jobs"]
+        assert (job["running"], job["cycle"], job["last_outcome"]) == (False, 1, "ok")
+        assert [one["outcome"] for one in said["last_cycles"]] == ["ok"]
+    else:
+        assert f"pid {service.pid}" in said
+        assert "\x1b" not in said
+    service.send_signal(signal.SIGTERM)
+    assert cli.finish(service).code == EX_OK
+    assert ask()[0] == 3
+
+
+def test_a_cycle_that_runs_is_seen_with_its_memory(cli):
+    service = cli.start("run", SUPERVISOR_JOB="jobs:hangs", SUPERVISOR_INTERVAL="1h", SUPERVISOR_GRACE="0s")
+    try:
+        wait_until(lambda: (cli.state_dir / "state.json").exists())
+
+        def running():
+            (job,) = json.loads(cli.run("status", "--json").out)["jobs"] or [{"running": False}]
+            return job["running"] and job
+
+        job = wait_until(running)
+        assert job["worker_rss_bytes"] > 5_000_000
+        assert job["next_at"] is None
+    finally:
+        service.send_signal(signal.SIGTERM)
+        cli.finish(service)
+
+
+def test_a_bad_last_cycle_degrades_and_names_its_code(cli):
+    service = cli.start("run", SUPERVISOR_JOB="jobs:raises", SUPERVISOR_INTERVAL="1h")
+    try:
+        cli.reports_of(1)
+        done = wait_until(lambda: (found := cli.run("status")).code == 1 and found)
+        assert "the last cycle ended as failed" in done.out
+    finally:
+        service.send_signal(signal.SIGTERM)
+        cli.finish(service)
+
+
+def held(folder, **job):
+    """Hold a state directory as an instance would, and tell of one job."""
+    fd = lock.take(str(folder))
+    about = {"job": "sync", "cycle": 1, "rss_ceiling_bytes": 10**8} | job
+    said = {"pid": lock.holder(str(folder)), "once": False, "started_at": "2026-11-25T06:00:00Z", "stopping": False}
+    (folder / "state.json").write_text(json.dumps(said | {"max_workers": 1, "jobs": [about]}))
+    return fd
+
+
+@pytest.mark.parametrize(
+    ("job", "code"),
+    [
+        ({"due_s": 1.0}, "TickOverdue"),
+        ({"started_s": 1.0, "overdue_s": 2.0}, "CycleOverdue"),
+        ({"last": {"outcome": "ceiling", "ended_at": "2026-11-25T06:00:00Z"}}, "LastCycleBad"),
+    ],
+)
+def test_why_it_is_degraded(tmp_path, job, code):
+    import os
+
+    fd = held(tmp_path, **job)
+    try:
+        seen = status.look(str(tmp_path))
+    finally:
+        os.close(fd)
+    assert seen["exit"] == 1
+    assert [reason["code"] for reason in seen["reasons"]] == [code]
+
+
+def test_what_stands_in_the_files_does_not_reach_the_terminal(tmp_path, cli):
+    import os
+
+    cli.state_dir.mkdir()
+    fd = held(cli.state_dir, job="\x1b]0;title\x07job")
+    journal(cli.state_dir, line(job="\x1b[2Jjob", error={"type": "\x1b[31mE"}))
+    try:
+        done = cli.run("status")
+    finally:
+        os.close(fd)
+    assert "\x1b" not in done.out
+    assert "job" in done.out
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid":1}', "[" * 100_000])
+def test_a_state_file_that_is_none(tmp_path, text):
+    import os
+
+    fd = held(tmp_path)
+    (tmp_path / "state.json").write_text(text)
+    try:
+        seen = status.look(str(tmp_path))
+    finally:
+        os.close(fd)
+    assert (seen["exit"], seen["jobs"]) == (1, [])
