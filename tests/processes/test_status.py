@@ -77,7 +77,7 @@ def test_a_service_from_its_start_to_its_end(cli, as_json):
     service = cli.start("run", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_INTERVAL="1h")
     cli.reports_of(1)
     wait_until(lambda: ask()[0] == 0)
-    code, said = ask()
+    _code, said = ask()
     if as_json:
         assert said["state"] == "healthy"
         assert said["pid"] == service.pid
@@ -95,7 +95,7 @@ def test_a_service_from_its_start_to_its_end(cli, as_json):
 def test_a_cycle_that_runs_is_seen_with_its_memory(cli):
     service = cli.start("run", SUPERVISOR_JOB="jobs:hangs", SUPERVISOR_INTERVAL="1h", SUPERVISOR_GRACE="0s")
     try:
-        wait_until(lambda: (cli.state_dir / "state.json").exists())
+        wait_until((cli.state_dir / "state.json").exists)
 
         def running():
             (job,) = json.loads(cli.run("status", "--json").out)["jobs"] or [{"running": False}]
