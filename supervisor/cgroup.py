@@ -56,7 +56,7 @@ def _groups() -> Iterator[tuple[str, int]]:
 
 def _read(folder: str, name: str) -> str:
     try:
-        with open(os.path.join(folder, name), encoding="utf-8") as file:
+        with open(os.path.join(folder, name), encoding="utf-8", errors="surrogateescape") as file:
             return file.read()
     except OSError:
         return ""  # not mounted here, or not ours to read

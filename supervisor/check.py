@@ -192,10 +192,13 @@ def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
             yield line("limits", "note", found, "raise it (ulimit -v, -d), or lower SUPERVISOR_RSS_CEILING")
     units = _units()
     if not units:
-        yield line("init system", "ok", f"no systemd unit {UNITS} is installed here")
+        yield line("init system", "ok", f"no unit {UNITS} that systemd would know of")
     for unit in units:
-        problems = list(_problems(_properties(unit), grace_s))
-        if problems:
+        properties = _properties(unit)
+        problems = list(_problems(properties, grace_s))
+        if "KillMode" not in properties:
+            yield line("init system", "note", f"systemctl does not tell of {unit}", "run this where it does")
+        elif problems:
             found = f"{unit} has {', '.join(one for one, _ in problems)}"
             yield line("init system", "fault", found, "; ".join(remedy for _, remedy in problems), "InitDefeats")
         else:
@@ -216,14 +219,11 @@ def _problems(unit: dict[str, str], grace_s: float) -> Iterator[tuple[str, str]]
 
 
 def _units() -> list[str]:
-    """Return the unit that we run in, and those that are installed under our name."""
-    own = [part for part in cgroup.path_parts() if part.endswith(".service") and not part.startswith("user@")]
+    """Return the unit that started us, and those under our name that systemd knows of."""
+    # Without INVOCATION_ID (systemd.exec(5)) the service above us is another's: a container engine's, sshd's.
+    own = [one for one in cgroup.path_parts() if one.endswith(".service")] if "INVOCATION_ID" in os.environ else []
     said = _systemctl("list-units", "--all", "--plain", "--no-legend", UNITS)
-    return (
-        list(dict.fromkeys([*own, *(one.split()[0] for one in said.splitlines() if one.strip())]))
-        if said or own
-        else []
-    )
+    return list(dict.fromkeys([*own[-1:], *(one.split()[0] for one in said.splitlines() if one.strip())]))
 
 
 def _properties(unit: str) -> dict[str, str]:

@@ -24,6 +24,13 @@ TARGETS = {"check": "supervisor.check:show", "config": "supervisor.config:show",
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command; return its exit code."""
     _open_standard_streams()
+    try:
+        return _main(argv)
+    finally:
+        _flush_standard_streams()
+
+
+def _main(argv: Sequence[str] | None) -> int:
     arguments = _parser().parse_args(argv)
     if arguments.command == "status":
         from supervisor import status  # noqa: PLC0415 - heavier than the service may be
@@ -75,6 +82,18 @@ def _open_standard_streams() -> None:
         if getattr(sys, name) is None:
             os.dup2(os.open(os.devnull, os.O_RDWR), fd)
             setattr(sys, name, os.fdopen(fd, "w" if fd else "r", closefd=False))
+
+
+def _flush_standard_streams() -> None:
+    """Write out what is left; what a full disk or a closed pipe does not take is let go.
+
+    Else the interpreter tries it once more at its end, and makes 120 of the exit code.
+    """
+    for fd, stream in ((1, sys.stdout), (2, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
 def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> int:

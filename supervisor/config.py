@@ -101,7 +101,7 @@ def show(env_file: str | None, *, as_json: bool, example: bool, look: dict[str, 
         return {"exit": 0}
     seen = read(env_file)
     if seen.faults or seen.settings is None:
-        return {"faults": seen.faults}
+        return {"faults": [*seen.faults, *seen.hints()]}
     found = rows(seen)
     unknown = [{"variable": name, "nearest": near or None} for name, near in seen.misspelt()]
     if as_json:

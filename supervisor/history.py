@@ -18,7 +18,8 @@ from supervisor.report import JOURNAL
 LINE_MAX_BYTES = 256 * 1024  # a report has a summary of at most 64 KiB, and a traceback of 16,000 characters
 Size = Annotated[int, Meta(ge=0, le=1 << 53)]
 Count = Annotated[int, Meta(ge=0, le=1 << 53)]
-Seconds = Annotated[float, Meta(ge=0, le=1e10)]
+Seconds = Annotated[float, Meta(ge=0, le=1e9)]
+YEARS = (2000, 2200)  # with others, sums and zones go out of what a datetime holds
 Time = Annotated[datetime, Meta(tz=True)]
 Outcome = Literal["ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom"]
 
@@ -92,7 +93,10 @@ class History:
         if not line.strip():
             return None  # the end of a line that was cut off
         try:
-            return self._decode(line)
+            report = self._decode(line)
+            if YEARS[0] <= report.started_at.year <= YEARS[1]:
+                return report
+            self.unreadable["no report of a cycle"] += 1
         except msgspec.ValidationError:
             self.unreadable["no report of a cycle"] += 1
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):

@@ -6,6 +6,7 @@
 import faulthandler
 import gc
 import inspect
+import io
 import os
 import resource
 import signal
@@ -92,6 +93,8 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
         nothing = os.open(os.devnull, os.O_RDONLY)
         os.dup2(nothing, 0)  # what multiprocessing opened for standard input is closed below
         sys.stdin = os.fdopen(0, closefd=False)
+        if isinstance(sys.stdout, io.TextIOWrapper):
+            sys.stdout.reconfigure(line_buffering=True)  # a line is in the log when it is printed, and survives a kill
         if spec.job.start_method == "fork":
             _close_all_but({0, 1, 2, channel.fileno(), output_fd, words_fd})
         os.umask(0o077)

@@ -24,7 +24,7 @@ from supervisor.run import Run, begin
 from supervisor.schedule import Schedule
 from supervisor.signals import Signals
 from supervisor.start import helper_pids
-from supervisor.state import StateFile, of_post
+from supervisor.state import StateFile, of_post, progress
 from supervisor.systemd import Notifier
 from supervisor.verdict import judge
 from supervisor.wait import wait
@@ -180,7 +180,7 @@ class Supervisor:
     def _new_worker(self, post: Post) -> Worker:
         def on_progress(said: Message) -> None:
             rss_bytes = post.worker.rss_bytes if post.worker else 0
-            post.progress = {name: said.get(name) for name in ("done", "total", "unit")}
+            post.progress = progress(said)
             if self._state_file:
                 self._state_file.move()
             self._on_progress(post.job.name, rss_bytes, said)

@@ -35,7 +35,6 @@ class Plan:
     max_workers: int = 1
     log_format: str = "json"
     log_level: str = "INFO"
-    metrics_file: str = ""  # empty: none
     remarks: tuple[str, ...] = ()  # what is no fault, and worth a line in the log
 
 

@@ -97,19 +97,11 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _setting(
         "INFO", "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`"
     )
-    metrics_file: Path | None = _setting(None, "Prometheus textfile, replaced atomically after each cycle")
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
-
-    @field_validator("metrics_file")
-    @classmethod
-    def _writable(cls, path: Path | None) -> Path | None:
-        if path:
-            raise ValueError("can't be set: there are no metrics yet")
-        return path
 
     @model_validator(mode="after")
     def _soft_below_hard(self) -> "Settings":
@@ -136,7 +128,7 @@ class Settings(BaseSettings):
         }
 
 
-SHARED = {"jobs_file", "max_workers", "state_dir", "log_format", "log_level", "metrics_file"}  # no job has its own
+SHARED = {"jobs_file", "max_workers", "state_dir", "log_format", "log_level"}  # no job has its own
 
 
 @dataclass(slots=True)
@@ -182,6 +174,14 @@ class Reading:
                     found.append((one, near[0] if rest and rest.ratio() >= NEAR_ENOUGH else ""))
         return found
 
+    def hints(self) -> list[Fault]:
+        """Return the right name of each variable that is nearly one."""
+        return [
+            {"variable": one, "message": f"is no setting; did you mean {near}?"}
+            for one, near in self.misspelt()
+            if near
+        ]
+
 
 def read(env_file: str | None) -> Reading:
     """Read all there is; the environment of this process becomes the jobs'."""
@@ -191,6 +191,8 @@ def read(env_file: str | None) -> Reading:
     except (OSError, ValueError) as error:
         seen.faults.append({"variable": "--env-file", "message": f"{env_file} can't be read: {error}"})
     os.environ.update(seen.overlay)
+    if os.environ.get("SUPERVISOR_METRICS_FILE"):
+        seen.faults.append({"variable": "SUPERVISOR_METRICS_FILE", "message": "can't be set: there are no metrics yet"})
     seen.settings = settings = _settings(seen.faults, {})
     if settings and settings.jobs_file:
         _read_jobs_file(settings.jobs_file, seen)
@@ -210,9 +212,8 @@ def load(env_file: str | None) -> dict[str, Any]:
     """Return `{"plan": …}`, or `{"faults": [{"variable": …, "message": …}, …]}` with every fault."""
     seen = read(env_file)
     settings = seen.settings
-    remarks = [f"{name} is no setting; did you mean {near}?" for name, near in seen.misspelt() if near]
     if seen.faults or settings is None:
-        return {"faults": seen.faults, "remarks": remarks}
+        return {"faults": [*seen.faults, *seen.hints()]}
     return {
         "plan": {
             "jobs": [job.settings.job_plan(job.name, {**seen.overlay, **job.env}) for job in seen.jobs],
@@ -220,8 +221,7 @@ def load(env_file: str | None) -> dict[str, Any]:
             "max_workers": settings.max_workers,
             "log_format": settings.log_format,
             "log_level": settings.log_level,
-            "metrics_file": str(settings.metrics_file or ""),
-            "remarks": remarks,
+            "remarks": [f"{one['variable']} {one['message']}" for one in seen.hints()],
         }
     }
 

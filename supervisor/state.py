@@ -1,8 +1,10 @@
 """`state.json` in the state directory: what the service does now, for `redcap-sync status`. Replaced whole."""
 
+import errno
 import json
 import logging
 import os
+from collections.abc import Mapping
 from typing import Any
 
 from supervisor import log
@@ -29,6 +31,12 @@ def of_post(post: Any, now_s: float) -> dict[str, Any]:
     }
 
 
+def progress(said: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what a job said of its progress, as far as it is what it should be."""
+    kept: dict[str, Any] = {name: one if type(one := said.get(name)) is int else None for name in ("done", "total")}
+    return kept | {"unit": str(said.get("unit", ""))[:40]}
+
+
 class StateFile:
     """Writes what has changed: at once, or for mere progress once a second."""
 
@@ -53,7 +61,9 @@ class StateFile:
         try:
             fd = os.open(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
             try:
-                os.write(fd, json.dumps(content, separators=(",", ":")).encode())
+                text = json.dumps(content, separators=(",", ":")).encode()
+                if os.write(fd, text) < len(text):
+                    raise OSError(errno.ENOSPC, "the disk took a part of it")
             finally:
                 os.close(fd)
             os.replace(f"{self._path}.new", self._path)

@@ -10,14 +10,13 @@ import os
 import sys
 import time
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Any
 
 import msgspec
-from msgspec import Meta
 
 from supervisor import envfile, lock, state, terminal, tree
 from supervisor.clock import Clock, rfc3339
-from supervisor.history import Count, Error, History, Outcome, Report, Size, Time
+from supervisor.history import YEARS, Count, Error, History, Outcome, Report, Seconds, Size, Time
 from supervisor.plan import default_state_dir
 
 HEALTHY, DEGRADED, NOT_RUNNING, EX_CONFIG = 0, 1, 3, 78
@@ -26,7 +25,6 @@ SHOWN_CYCLES = 10
 LATE_S = 120.0  # a tick that is due and was not started; the supervisor wakes once a minute at least
 BAR_CELLS = 16
 STATE_MAX_BYTES = 10_000_000
-_Name = Annotated[str, Meta(max_length=500)]
 
 
 class Last(msgspec.Struct, frozen=True):
@@ -34,7 +32,7 @@ class Last(msgspec.Struct, frozen=True):
 
     outcome: Outcome
     ended_at: Time
-    code: _Name | None = None
+    code: str | None = None
 
 
 class Progress(msgspec.Struct, frozen=True):
@@ -42,20 +40,20 @@ class Progress(msgspec.Struct, frozen=True):
 
     done: int | None = None
     total: int | None = None
-    unit: _Name | None = None
+    unit: str | None = None
 
 
 class Job(msgspec.Struct, frozen=True):
     """One job as the service last told of it; `_s` are seconds of CLOCK_BOOTTIME."""
 
-    job: _Name
+    job: str
     cycle: Count
     rss_ceiling_bytes: Size
-    due_s: float | None = None
+    due_s: Seconds | None = None
     worker_pid: Count | None = None
-    worker_state: _Name | None = None
-    started_s: float | None = None
-    overdue_s: float | None = None
+    worker_state: str | None = None
+    started_s: Seconds | None = None
+    overdue_s: Seconds | None = None
     progress: Progress | None = None
     last: Last | None = None
 
@@ -132,7 +130,9 @@ def _state(state_dir: str, pid: int) -> State | None:
             found = msgspec.json.decode(file.read(STATE_MAX_BYTES), type=State)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
-    return found if pid in (found.pid, 0) else None
+    times = [found.started_at, *(one.last.ended_at for one in found.jobs if one.last)]
+    sound = all(YEARS[0] <= moment.year <= YEARS[1] for moment in times)
+    return found if sound and pid in (found.pid, 0) else None
 
 
 def _job(one: Job, now_s: float, cycles: list[Report]) -> dict[str, Any]:

@@ -107,7 +107,8 @@ class CommandLine:
         self.env = {
             name: value
             for name, value in os.environ.items()
-            if not name.startswith(("SUPERVISOR_", "REDCAP_", "SYNC_"))
+            # Unbuffered, a program prints at other moments than users' programs do.
+            if not name.startswith(("SUPERVISOR_", "REDCAP_", "SYNC_")) and name != "PYTHONUNBUFFERED"
         }
         self.env |= {"SUPERVISOR_STATE_DIR": str(state_dir), "PYTHONPATH": f"{JOBS}:{ROOT}"}
         self.env |= {"SUPERVISOR_GRACE": "2s"}

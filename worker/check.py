@@ -135,7 +135,12 @@ class _Look:
             return "ok", "the certificate is looked at with the first request, through the proxy", ""
         where = trusted(self.redcap)
         is_folder = os.path.isdir(where)
-        context = ssl.create_default_context(cafile=None if is_folder else where, capath=where if is_folder else None)
+        try:
+            context = ssl.create_default_context(
+                cafile=None if is_folder else where, capath=where if is_folder else None
+            )
+        except (ssl.SSLError, OSError):
+            raise TlsFailed(f"{where} holds no certificates: look at REDCAP_CA_BUNDLE") from None
         try:
             with (
                 socket.create_connection((host, port), self.redcap.timeout[0]) as plain,

@@ -1,6 +1,7 @@
 """`status`: from the lock, the state file and the journal, whoever wrote into them."""
 
 import json
+import os
 import signal
 
 import pytest
@@ -40,6 +41,8 @@ def test_a_journal_is_read_as_far_as_it_is_sound(tmp_path):
         line(outcome="splendid"),
         line(cycle="one"),
         line(started_at="yesterday"),
+        line(started_at="9999-12-31T23:59:59Z"),
+        line(started_at="0001-01-01T00:00:00+14:00"),
         line(job=["a"]),
         line(worker_peak_rss_bytes=2**70),
         line(error="no object"),
@@ -50,7 +53,7 @@ def test_a_journal_is_read_as_far_as_it_is_sound(tmp_path):
     assert [report.cycle for report in read] == [1, 2]
     assert read.unreadable.total() == len(hostile) + 1
     assert read.unreadable["cut off"] == read.unreadable["too long"] == 1
-    assert "14 lines" in read.said()
+    assert "16 lines" in read.said()
 
 
 def test_the_end_of_a_journal_is_enough_for_the_last_cycles(tmp_path):
@@ -138,8 +141,6 @@ def held(folder, **job):
     ],
 )
 def test_why_it_is_degraded(tmp_path, job, code):
-    import os
-
     fd = held(tmp_path, **job)
     try:
         seen = status.look(str(tmp_path))
@@ -150,8 +151,6 @@ def test_why_it_is_degraded(tmp_path, job, code):
 
 
 def test_what_stands_in_the_files_does_not_reach_the_terminal(tmp_path, cli):
-    import os
-
     cli.state_dir.mkdir()
     fd = held(cli.state_dir, job="\x1b]0;title\x07job")
     journal(cli.state_dir, line(job="\x1b[2Jjob", error={"type": "\x1b[31mE"}))
@@ -163,10 +162,11 @@ def test_what_stands_in_the_files_does_not_reach_the_terminal(tmp_path, cli):
     assert "job" in done.out
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"pid":1}', "[" * 100_000])
-def test_a_state_file_that_is_none(tmp_path, text):
-    import os
+STATE = '{"pid":%s,"once":false,"stopping":false,"max_workers":1,"jobs":[],"started_at":"9999-12-31T23:59:59Z"}'
 
+
+@pytest.mark.parametrize("text", ["", "{", "[]", STATE % os.getpid(), '{"pid":1}', "[" * 100_000])
+def test_a_state_file_that_is_none(tmp_path, text):
     fd = held(tmp_path)
     (tmp_path / "state.json").write_text(text)
     try:

@@ -154,6 +154,16 @@ def test_a_misspelt_variable_is_in_the_services_log(cli):
     assert "did you mean SUPERVISOR_INTERVAL?" in remark["remark"]
 
 
+def test_a_misspelt_variable_that_leaves_one_unset_is_named_beside_the_fault(ready):
+    del ready.env["REDCAP_API_TOKEN"]
+    for command in ("once", "config"):
+        done = ready.run(command, REDCAP_APITOKEN=TOKEN)
+        assert done.code == 78
+        assert "REDCAP_API_TOKEN: is not set" in done.err
+        assert "did you mean REDCAP_API_TOKEN?" in done.err
+        assert TOKEN not in done.err
+
+
 def test_the_example_is_an_env_file_that_works(ready, tmp_path):
     text = ready.run("config", "--example").out
     (tmp_path / "env").write_text(text.replace("#SUPERVISOR_GRACE=15s", "SUPERVISOR_GRACE=7s"))
