@@ -51,7 +51,7 @@ def _main(argv: Sequence[str] | None) -> int:
         lock_fd = lock.take(plan.state_dir)
         journal = report.Journal(plan.state_dir)
     except lock.HeldError as error:
-        print(f"redcap-sync: {error}", file=sys.stderr)
+        print(f"redcap-sync: {error} (redcap-sync explain StateDirHeld)", file=sys.stderr)
         return EX_TEMPFAIL
     except OSError as error:
         print(configure.listed([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]), file=sys.stderr)
@@ -106,7 +106,8 @@ def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> 
         try:
             journal.write(made)
         except OSError as error:
-            log.say("journal", logging.ERROR, f"the journal can't be written: {error}", error=str(error))
+            text = f"the journal can't be written: {error}"
+            log.say("journal", logging.ERROR, text, code="StateDirUnusable", error=str(error))
 
     try:
         supervisor = Supervisor(

@@ -53,4 +53,4 @@ def _answer(run: Run, failed: str) -> dict[str, Any]:
 def listed(faults: list[tuple[str, str]]) -> str:
     """Return the faults as a text of a line each."""
     lines = [f"  {variable}: {message}" for variable, message in faults]
-    return "\n".join(["redcap-sync: the configuration is invalid:", *lines])
+    return "\n".join(["redcap-sync: the configuration is invalid (redcap-sync explain ConfigInvalid):", *lines])

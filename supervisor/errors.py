@@ -67,6 +67,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
         "The state directory, or a file in it, can't be written.",
         "Look at who owns it, at its mode, and at the room on its disk.",
     ),
+    "MetricsFailed": (
+        "`SUPERVISOR_METRICS_FILE` could not be written; the cycle is not touched by that.",
+        "See that its folder is there and ours, and that a job's `metrics` do not clash with others.",
+    ),
     "DiskLow": (
         "There is little room on the disk of the state directory.",
         "Free some, or set `SUPERVISOR_STATE_DIR` and `SYNC_SINK` to another disk.",

@@ -202,6 +202,7 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
         result |= {"ok": True, "summary": _checked(summary)}
     except BaseException as error:
         result |= {"ok": False, "error": failure.describe(error, _backstop(error))}
+        result["summary"] = _summary_of(error, result)
     result |= {"saw_stopping": cycle.saw_stopping, "peak_rss_bytes": tree.own_peak_rss_bytes()}
     return result
 
@@ -239,6 +240,16 @@ def _call(job: Callable[..., Any], cycle: Cycle) -> Any:
         takes_one = False
     wants_one = any(p.default is p.empty or p.name == "cycle" for p in signature.parameters.values())
     return job(cycle) if takes_one and wants_one else job()
+
+
+def _summary_of(error: BaseException, result: messages.Message) -> dict[str, Any]:
+    """Return what a job did until it failed: its error's `summary`, where there is one and both fit a packet."""
+    try:
+        summary = _checked(getattr(error, "summary", None))
+        messages.encode({**_EMPTY_RESULT, **result, "summary": summary})
+    except Exception:
+        return {}  # how it failed matters more
+    return summary
 
 
 def _checked(summary: object) -> dict[str, Any]:

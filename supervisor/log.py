@@ -40,4 +40,5 @@ class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = Clock().wall().astimezone().strftime("%H:%M:%S")
         mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
-        return f"{time}  {mark}{record.getMessage()}"
+        code = getattr(record, "fields", {}).get("code")
+        return f"{time}  {mark}{record.getMessage()}" + (f" (redcap-sync explain {code})" if code else "")

@@ -14,6 +14,7 @@ from typing import Any
 
 from supervisor import libc, log, orphans, report, tree
 from supervisor.clock import Clock, rfc3339
+from supervisor.exporter import Exporter
 from supervisor.life import State
 from supervisor.messages import Message
 from supervisor.output import Lines
@@ -96,6 +97,7 @@ class Supervisor:
         self._broken = False
         self._orphans = orphans.Orphans()
         self._reload = Reload(env_file, self._clock)
+        self._exporter = Exporter(self._clock)
         self._look_around_s: float | None = None  # when to log what SIGUSR2 asked for
         self._posts: list[Post] = []
         self._take_up(plan)
@@ -134,6 +136,7 @@ class Supervisor:
                 self._obey(signals.take())
                 self._report_what_ended()
                 self._take_new_settings()
+                self._exporter.take(self._plan)
                 self._look_around()
                 self._end_orphans()
         return self._exit_code()
@@ -144,8 +147,8 @@ class Supervisor:
         return self._stop_asked > 0 or (self._once and all(post.cycles for post in self._posts))
 
     def _workers(self) -> list[Worker]:
-        workers = [post.worker for post in self._posts if post.worker]
-        return [*workers, self._reload.worker] if self._reload.worker else workers
+        workers = [*(post.worker for post in self._posts), self._reload.errand.worker, self._exporter.errand.worker]
+        return [worker for worker in workers if worker]
 
     def _start_what_is_due(self) -> None:
         now_s = self._clock.now_s()
@@ -167,7 +170,7 @@ class Supervisor:
         except OSError as error:
             post.schedule.end(now_s, ok=False, chance=self._chance())
             text = f"{job.name}: no process could be started ({error}); it is tried again"
-            log.say("no_worker", logging.ERROR, text, job=job.name, error=str(error))
+            log.say("no_worker", logging.ERROR, text, code="NoWorker", job=job.name, error=str(error))
             post.all_ok = False
             post.cycles += self._once
             return
@@ -305,11 +308,12 @@ class Supervisor:
         kept_rss_bytes = tree.tree_rss_bytes(post.worker.pid) if post.worker else 0
         bounds = {"kept_rss_bytes": kept_rss_bytes, "missed_ticks": post.missed_ticks}
         self._on_report(report.build(run, job, next_at=next_at, **bounds))
+        self._exporter.ask(self._plan)
         if post.schedule.broken and not self._once and not self._stop_asked:
             self._broken = True
             failures = post.schedule.failures
             text = f"{post.job.name}: {failures} cycles failed in a row (SUPERVISOR_MAX_FAILURES): giving up"
-            log.say("breaker", logging.CRITICAL, text, job=post.job.name, failures=failures)
+            log.say("breaker", logging.CRITICAL, text, code="BreakerOpen", job=post.job.name, failures=failures)
             self._stop("breaker")
 
     def _exit_code(self) -> int:

@@ -24,6 +24,7 @@ class JobPlan:
     start_method: str = "fork"
     max_failures: int = 0  # 0: never give up
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
+    metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what its summaries come to, as it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +36,7 @@ class Plan:
     max_workers: int = 1
     log_format: str = "json"
     log_level: str = "INFO"
+    metrics_file: str = ""  # none are written
     remarks: tuple[str, ...] = ()  # what is no fault, and worth a line in the log
 
 

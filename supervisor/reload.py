@@ -4,34 +4,25 @@ import logging
 
 from supervisor import configure, log
 from supervisor.clock import Clock
-from supervisor.life import State
-from supervisor.output import Lines
+from supervisor.errand import Errand
 from supervisor.plan import Plan
-from supervisor.process import Worker
-from supervisor.run import begin
 
 
 class Reload:
-    """Has at most one worker that reads; what is asked for meanwhile is done behind it."""
+    """Reads, and says what is in force then."""
 
     def __init__(self, env_file: str | None, clock: Clock) -> None:
-        self.worker: Worker | None = None
-        self._env_file = env_file
-        self._clock = clock
-        self._again = False
+        self.errand = Errand(configure.JOB, clock)
+        self._arguments = {"env_file": env_file}
 
     def ask(self) -> None:
-        """Start to read."""
-        if self.worker:
-            self._again = True
-            return
-        log.say("reloading", text="reading the settings again")
+        """Start to read; while it is being read, once more behind it."""
+        if self.errand.worker is None:
+            log.say("reloading", text="reading the settings again")
         try:
-            self.worker = Worker(configure.JOB, "", self._clock, on_output=Lines("settings").feed)
+            self.errand.ask(self._arguments)
         except OSError as error:
             _refuse(f"no process could be started ({error})")
-            return
-        self.worker.assign(begin(configure.JOB, self._clock, arguments={"env_file": self._env_file}))
 
     def take(self, old: Plan) -> Plan | None:
         """Return the plan that is in force when the reading is over: the new one, or `old`.
@@ -39,10 +30,9 @@ class Reload:
         None while there is nothing to take. A configuration that is invalid is refused, and why
         is in the log.
         """
-        if self.worker is None or self.worker.state is not State.GONE:
+        run = self.errand.take()
+        if run is None:
             return None
-        (run,) = self.worker.ended
-        self.worker = None
         plan = old
         try:
             plan = configure.answered(run)
@@ -51,8 +41,7 @@ class Reload:
                 plan = old
         except configure.ConfigError as error:
             _refuse(str(error))
-        if self._again:
-            self._again = False
+        if self.errand.asked_again():
             self.ask()
         return plan
 

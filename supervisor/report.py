@@ -47,7 +47,7 @@ def build(
         "ended_in_s": None if seen.ended_in_s is None else round(seen.ended_in_s, 4),
         "missed_ticks": missed_ticks,
         "next_at": next_at,
-        "summary": seen.result["summary"] if seen.result and seen.result["ok"] else {},
+        "summary": (seen.result or {}).get("summary") or {},
         "error": error,
     }
 

@@ -54,6 +54,7 @@ def is_result(message: Message) -> bool:
         message.get("ok") is not False
         or not told
         or not all(isinstance(part, str) for part in message["error"].values())
+        or not isinstance(message.get("summary", {}), dict)
     ):
         return False
     return told and type(message.get("peak_rss_bytes")) is int

@@ -11,6 +11,7 @@ import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -97,11 +98,25 @@ class Settings(BaseSettings):
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL"] = _setting(
         "INFO", "`DEBUG`, `INFO`, `WARNING`, `ERROR`, `CRITICAL`"
     )
+    metrics_file: Path | None = _setting(
+        None,
+        "for Prometheus: a file `NAME.prom` that node_exporter's textfile collector reads; replaced after each cycle",
+    )
 
     @field_validator("log_level", mode="before")
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("metrics_file")
+    @classmethod
+    def _can_be_written(cls, path: Path | None) -> Path | None:
+        if path and not find_spec("prometheus_client"):
+            raise ValueError("needs prometheus_client: pip install 'redcap-sync-supervisor[metrics]'")
+        folder = path.absolute().parent if path else None
+        if path and folder and (path.is_dir() or not folder.is_dir() or not os.access(folder, os.W_OK)):
+            raise ValueError("is no file that can be made: its folder must be there, and be ours to write to")
+        return path and path.absolute()
 
     @model_validator(mode="after")
     def _soft_below_hard(self) -> "Settings":
@@ -128,7 +143,7 @@ class Settings(BaseSettings):
         }
 
 
-SHARED = {"jobs_file", "max_workers", "state_dir", "log_format", "log_level"}  # no job has its own
+SHARED = {"jobs_file", "max_workers", "state_dir", "log_format", "log_level", "metrics_file"}  # no job has its own
 
 
 @dataclass(slots=True)
@@ -144,6 +159,15 @@ class Job:
     def models(self) -> Sequence[type[BaseSettings]]:
         """The job's own settings, where it brings them along as `settings`."""
         return tuple(target.attribute(self.settings.job, "settings", ()))
+
+    @property
+    def metrics(self) -> Any:
+        """What the job's summaries come to, where somebody reads it. Raises ValueError for what is no metric."""
+        if not self.settings.metrics_file:
+            return {}
+        from supervisor.metrics import checked  # noqa: PLC0415 - it needs what may not be installed
+
+        return checked(target.attribute(self.settings.job, "metrics", {}))
 
 
 @dataclass(slots=True)
@@ -182,6 +206,12 @@ class Reading:
             if near
         ]
 
+    def remarks(self) -> list[Fault]:
+        """Return what is no fault, and worth a word."""
+        file = self.settings.metrics_file if self.settings else None
+        odd = {"variable": "SUPERVISOR_METRICS_FILE", "message": f"is {file}: node_exporter reads names in .prom only"}
+        return [*self.hints(), *([odd] if file and file.suffix != ".prom" else [])]
+
 
 def read(env_file: str | None) -> Reading:
     """Read all there is; the environment of this process becomes the jobs'."""
@@ -191,8 +221,6 @@ def read(env_file: str | None) -> Reading:
     except (OSError, ValueError) as error:
         seen.faults.append({"variable": "--env-file", "message": f"{env_file} can't be read: {error}"})
     os.environ.update(seen.overlay)
-    if os.environ.get("SUPERVISOR_METRICS_FILE"):
-        seen.faults.append({"variable": "SUPERVISOR_METRICS_FILE", "message": "can't be set: there are no metrics yet"})
     seen.settings = settings = _settings(seen.faults, {})
     if settings and settings.jobs_file:
         _read_jobs_file(settings.jobs_file, seen)
@@ -205,6 +233,10 @@ def read(env_file: str | None) -> Reading:
         where = f" of [jobs.{job.name}]" if settings and settings.jobs_file else ""
         with environment(job.env):
             seen.faults += [{**one, "variable": f"{one['variable']}{where}"} for one in job_faults(job.settings.job)]
+        try:
+            _ = job.metrics
+        except ValueError as error:
+            seen.faults.append({"variable": f"SUPERVISOR_JOB{where}", "message": str(error)})
     return seen
 
 
@@ -216,12 +248,16 @@ def load(env_file: str | None) -> dict[str, Any]:
         return {"faults": [*seen.faults, *seen.hints()]}
     return {
         "plan": {
-            "jobs": [job.settings.job_plan(job.name, {**seen.overlay, **job.env}) for job in seen.jobs],
+            "jobs": [
+                job.settings.job_plan(job.name, {**seen.overlay, **job.env}) | {"metrics": job.metrics}
+                for job in seen.jobs
+            ],
             "state_dir": str(settings.state_dir or default_state_dir()),
             "max_workers": settings.max_workers,
             "log_format": settings.log_format,
             "log_level": settings.log_level,
-            "remarks": [f"{one['variable']} {one['message']}" for one in seen.hints()],
+            "metrics_file": str(settings.metrics_file or ""),
+            "remarks": [f"{one['variable']} {one['message']}" for one in seen.remarks()],
         }
     }
 

@@ -70,5 +70,6 @@ class StateFile:
             self._failed = False
         except OSError as error:
             if not self._failed:
-                log.say("state", logging.ERROR, f"{self._path} can't be written: {error}", error=str(error))
+                why = f"{self._path} can't be written: {error}"
+                log.say("state", logging.ERROR, why, code="StateDirUnusable", error=str(error))
             self._failed = True

@@ -39,6 +39,7 @@ class Counters:
     requests: int = 0
     retries: int = 0
     bytes_received: int = 0
+    answers: dict[str, int] = field(default_factory=dict)  # by HTTP status
     fetch_s: float = 0.0
 
 
@@ -211,6 +212,7 @@ class Client:
 
     def _check_status(self, response: requests.Response) -> None:
         status = response.status_code
+        self.counters.answers[str(status)] = self.counters.answers.get(str(status), 0) + 1
         if status == 200:
             return
         if 300 <= status < 400:

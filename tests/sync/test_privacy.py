@@ -51,6 +51,7 @@ def env(world, cli, tmp_path):
     cli.env |= {"REDCAP_API_URL": world.server.url, "REDCAP_API_TOKEN_FILE": str(tmp_path / "token")}
     cli.env |= {"REDCAP_MAX_RATE": "600", "REDCAP_RETRIES": "0", "SUPERVISOR_LOG_LEVEL": "DEBUG"}
     cli.env["PYTHONPATH"] += f":{tmp_path}"
+    cli.env |= {"SUPERVISOR_METRICS_FILE": str(tmp_path / "redcap.prom")}
     world.state_dir.rmdir()
     world.state_dir = cli.state_dir
     return cli
@@ -63,6 +64,7 @@ def assert_clean(text, where):
 
 def assert_nothing_leaked(done):
     assert_clean(done.out.encode() + done.err.encode(), "output")
+    assert_clean((done.state_dir.parent / "redcap.prom").read_bytes(), "metrics")
     for path in done.state_dir.rglob("*"):
         if path.is_file() and path.name not in KEPT:
             assert_clean(path.read_bytes(), path.name)

@@ -404,7 +404,7 @@ def test_whoever_asks_for_a_full_cycle_gets_all_of_it(world, monkeypatch):
 
 
 def test_much_to_read_after_a_long_gap_can_be_taken_up_again(world, monkeypatch):
-    monkeypatch.setattr("worker.job.RESUMABLE_RECORDS", 30)
+    monkeypatch.setattr("worker.sync.RESUMABLE_RECORDS", 30)
     monkeypatch.setenv("REDCAP_BATCH_SIZE", "10")
     world.sync()
     for number in range(1, 51):

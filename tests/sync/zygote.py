@@ -64,7 +64,7 @@ class Zygote:
 
 
 def _cycle(asked: dict[str, Any], out_fd: int) -> None:
-    import worker.job
+    import worker.sync
     from tests.sync.conftest import Alone
     from worker import errors
     from worker.job import sync
@@ -87,7 +87,7 @@ def _cycle(asked: dict[str, Any], out_fd: int) -> None:
             return datetime.fromisoformat(asked["now"]).astimezone(tz)
 
     if asked["now"]:
-        worker.job.datetime = Shown  # type: ignore[misc]
+        worker.sync.datetime = Shown  # type: ignore[misc]
     for name in [name for name in os.environ if name.startswith(("REDCAP_", "SYNC_"))]:
         del os.environ[name]
     os.environ.update(asked["env"])
@@ -107,9 +107,6 @@ def main() -> None:
     """Be the program."""
     import psycopg  # noqa: F401 - so that no cycle has to import it
     import sqlalchemy.dialects.postgresql.psycopg  # noqa: F401
-
-    import worker.job
-    import worker.sink.jsonl  # noqa: F401
 
     for line in sys.stdin:
         asked = json.loads(line)

@@ -1,0 +1,227 @@
+"""SUPERVISOR_METRICS_FILE: what the journal tells, in Prometheus' text format. Runs in a child.
+
+The totals are kept in the state directory with the place in the journal up to which they count, so that each cycle
+is counted once and a restart begins nothing anew. Names and units follow prometheus.io/docs/practices/naming.
+"""
+
+import bisect
+import os
+import re
+from collections.abc import Iterator, Mapping
+from itertools import accumulate
+from typing import Any
+
+import msgspec
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from supervisor import __version__
+from supervisor.history import History, Report
+from supervisor.report import JOURNAL
+
+TOTALS = "metrics.json"
+OUTCOMES = ("ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom")
+BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0)
+LABELS_MAX = 100  # of one metric of a job's; each is a time series that somebody stores
+OTHER = "other"
+NAME = re.compile(r"[A-Za-z_]\w*_total", re.ASCII)
+LABEL = re.compile(r"(?!sync_job$|__)[A-Za-z_]\w*", re.ASCII)
+
+# name: help, label, source in the summary (see the README, "A job may bring along").
+Spec = tuple[str, str, str | list[str] | tuple[str, ...]]
+
+
+class JobTotals(msgspec.Struct):
+    """What one job's cycles came to."""
+
+    outcomes: dict[str, int] = {}
+    durations: list[int] = []  # cycles by bucket, the last one for what is longer
+    duration_sum_s: float = 0.0
+    missed_ticks: int = 0
+    peak_rss_bytes: int = 0  # of the last cycle
+    last_at_s: float | None = None  # the end of the last one, seconds since 1970
+    last_ok_at_s: float | None = None
+    figures: dict[str, dict[str, float]] = {}  # by metric and label
+
+
+class Totals(msgspec.Struct):
+    """`metrics.json`."""
+
+    inode: int = 0  # of the journal
+    next_byte: int = 0
+    unreadable: int = 0
+    supervisor_rss_bytes: int = 0
+    jobs: dict[str, JobTotals] = {}
+
+
+def write(path: str, state_dir: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
+    """Count what the journal has got since, and replace the file. Raises OSError, or ValueError for what is no metric."""
+    specs = {job["name"]: checked(job["metrics"]) for job in jobs}
+    totals = _read(state_dir)
+    journal = History(state_dir, from_byte=totals.next_byte)
+    for report in journal:
+        _count(totals, report, specs.get(report.job, {}))
+    totals.unreadable += journal.unreadable.total() - journal.unreadable["cut off"]  # that one is met again
+    totals.next_byte = journal.next_byte
+    registry = CollectorRegistry()
+    registry.register(_Families(totals, jobs, specs))
+    # The exposition first: what can't be shown must not be counted, or it would be missing for good.
+    _replace(path, generate_latest(registry), 0o644)  # for an exporter of another user; it has no record's value
+    _replace(os.path.join(state_dir, TOTALS), msgspec.json.encode(totals), 0o600)
+    return {}
+
+
+def checked(metrics: object) -> dict[str, Spec]:
+    """Return a job's `metrics` as they must be. Raises ValueError."""
+    if not isinstance(metrics, Mapping):
+        raise ValueError(  # noqa: TRY004 - a setting's fault like the others
+            "a job's `metrics` are a dict from a name to (help, label, source)"
+        )
+    for name, spec in metrics.items():
+        try:
+            about, label, source = spec
+            keys = source if isinstance(source, list | tuple) and label else [source]
+            sound = bool(about) and all(isinstance(one, str) for one in (name, about, label, *keys))
+            sound = sound and bool(NAME.fullmatch(name)) and (not label or bool(LABEL.fullmatch(label)))
+        except (TypeError, ValueError):
+            sound = False
+        if not sound:
+            raise ValueError(
+                f"a job's metric {name!r} must be named as Prometheus names counters (…_total), and be "
+                "(help, label, source): a key of the summary, or for a label several"
+            )
+    return dict(metrics)
+
+
+def _read(state_dir: str) -> Totals:
+    """Return the totals until now; those of a journal that is not there any more go on, from the new one's start."""
+    try:
+        with open(os.path.join(state_dir, TOTALS), "rb") as file:
+            totals = msgspec.json.decode(file.read(), type=Totals)
+    except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        totals = Totals()  # the journal has it all
+    try:
+        inode = os.stat(os.path.join(state_dir, JOURNAL)).st_ino
+    except FileNotFoundError:
+        inode = 0
+    if inode != totals.inode:
+        totals.inode, totals.next_byte = inode, 0
+    return totals
+
+
+def _count(totals: Totals, report: Report, specs: Mapping[str, Spec]) -> None:
+    job = totals.jobs.setdefault(report.job, JobTotals())
+    job.outcomes[report.outcome] = job.outcomes.get(report.outcome, 0) + 1
+    if len(job.durations) != len(BUCKETS_S) + 1:
+        job.durations = [0] * (len(BUCKETS_S) + 1)
+    job.durations[bisect.bisect_left(BUCKETS_S, report.duration_s)] += 1
+    job.duration_sum_s += report.duration_s
+    job.missed_ticks += report.missed_ticks
+    job.peak_rss_bytes = report.worker_peak_rss_bytes
+    job.last_at_s = report.started_at.timestamp() + report.duration_s
+    if report.outcome == "ok":
+        job.last_ok_at_s = job.last_at_s
+    totals.supervisor_rss_bytes = report.supervisor_rss_bytes
+    for name, (_, _, source) in specs.items():
+        figures = job.figures.setdefault(name, {})
+        for label, value in _sourced(report.summary, source):
+            kept = label if label in figures or len(figures) < LABELS_MAX else OTHER
+            figures[kept] = figures.get(kept, 0) + value
+
+
+def _sourced(summary: Mapping[str, Any], source: str | list[str] | tuple[str, ...]) -> Iterator[tuple[str, float]]:
+    """Yield the labels and numbers that a summary has for one metric; what is no number of a counter is passed over."""
+    found = summary.get(source) if isinstance(source, str) else {key: summary.get(key) for key in source}
+    for label, value in (found if isinstance(found, Mapping) else {"": found}).items():
+        if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300:
+            yield str(label)[:40], value
+
+
+class _Families(Collector):
+    """The totals as prometheus_client's families; of jobs that are not in the plan any more nothing is told."""
+
+    def __init__(self, totals: Totals, jobs: list[dict[str, Any]], specs: Mapping[str, Mapping[str, Spec]]) -> None:
+        self._totals = totals
+        self._jobs = jobs
+        self._specs = specs
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield every family."""
+        ours = "redcap_sync_"
+        build = GaugeMetricFamily(f"{ours}build_info", "The version that wrote this.", labels=["version"])
+        build.add_metric([__version__], 1)
+        cycles = CounterMetricFamily(f"{ours}cycles", "Cycles by how they ended.", labels=["sync_job", "outcome"])
+        durations = HistogramMetricFamily(f"{ours}cycle_duration_seconds", "How long cycles took.", labels=["sync_job"])
+        missed = CounterMetricFamily(
+            f"{ours}missed_ticks", "Ticks that passed while nothing could start.", labels=["sync_job"]
+        )
+        gauges = {
+            "worker_peak_rss_bytes": "The most that the last cycle's process tree held in memory.",
+            "rss_ceiling_bytes": "What a worker's process tree may hold before it is ended.",
+            "interval_seconds": "The time from tick to tick.",
+            "last_cycle_timestamp_seconds": "When the last cycle ended, in seconds since 1970.",
+            "last_success_timestamp_seconds": "When the last cycle that was ok ended, in seconds since 1970.",
+        }
+        families = {name: GaugeMetricFamily(ours + name, about, labels=["sync_job"]) for name, about in gauges.items()}
+        for plan in self._jobs:
+            name = plan["name"]
+            job = self._totals.jobs.get(name, JobTotals())
+            for outcome in OUTCOMES:  # also those that did not happen: a rate needs a zero before the first one
+                cycles.add_metric([name, outcome], job.outcomes.get(outcome, 0))
+            counts = accumulate(job.durations or [0] * (len(BUCKETS_S) + 1))
+            bounds = [*map(str, BUCKETS_S), "+Inf"]
+            durations.add_metric([name], list(zip(bounds, counts, strict=True)), sum_value=job.duration_sum_s)
+            missed.add_metric([name], job.missed_ticks)
+            values = (
+                job.peak_rss_bytes,
+                plan["rss_ceiling_bytes"],
+                plan["interval_s"],
+                job.last_at_s,
+                job.last_ok_at_s,
+            )
+            for family, value in zip(families.values(), values, strict=True):
+                if value is not None:
+                    family.add_metric([name], value)
+        parent = GaugeMetricFamily(
+            f"{ours}supervisor_rss_bytes", "What the supervisor held in memory after the last cycle."
+        )
+        parent.add_metric([], self._totals.supervisor_rss_bytes)
+        lines = CounterMetricFamily(f"{ours}journal_unreadable_lines", "Lines of the journal that could not be read.")
+        lines.add_metric([], self._totals.unreadable)
+        ours_all: list[Metric] = [build, cycles, durations, missed, *families.values(), parent, lines]
+        yield from ours_all
+        for of_job in self._of_jobs():
+            if any(of_job.name == one.name for one in ours_all):
+                raise ValueError(f"a job has a metric {of_job.name}_total, which is one of the supervisor's")
+            yield of_job
+
+    def _of_jobs(self) -> Iterator[Metric]:
+        families: dict[str, CounterMetricFamily] = {}
+        labels: dict[str, str] = {}
+        for job, specs in self._specs.items():
+            of_job = self._totals.jobs.get(job, JobTotals()).figures
+            for name, (about, label, source) in specs.items():
+                if labels.setdefault(name, label) != label:
+                    raise ValueError(f"two jobs have a metric {name}, one with the label {label!r}, one without")
+                both = ["sync_job", *([label] if label else [])]
+                family = families.setdefault(name, CounterMetricFamily(name, about, labels=both))
+                zeros = dict.fromkeys(source, 0.0) if label and not isinstance(source, str) else {}
+                zeros |= {} if label else {"": 0.0}
+                for one, value in (zeros | of_job.get(name, {})).items():
+                    if label or not one:
+                        family.add_metric([job, *([one] if label else [])], value)
+        yield from families.values()
+
+
+def _replace(path: str, content: bytes, mode: int) -> None:
+    new = f"{path}.new"
+    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    try:
+        with os.fdopen(fd, "wb") as file:
+            os.fchmod(fd, mode)
+            file.write(content)
+        os.replace(new, path)
+    except OSError:
+        os.unlink(new)
+        raise

@@ -1,0 +1,272 @@
+"""SUPERVISOR_METRICS_FILE: what a scraper reads is what the journal tells, whatever happens to either."""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from supervisor import metrics, settings
+from supervisor.errors import CATALOGUE
+from tests.conftest import ROOT, wait_until
+from worker.metrics import METRICS
+
+TOKEN = "0123456789ABCDEF" * 2
+PROMTOOL = shutil.which("promtool")
+needs_promtool = pytest.mark.skipif(not PROMTOOL, reason="promtool is not installed")
+
+JOBS = """
+import os, shutil
+
+def ok():
+    return {"things": 2, "lost": -1, "true": True, "of": {"a": 1, "b": 1.5, "c": "x"}}
+
+def fails():
+    error = ValueError("no")
+    error.summary = {"things": 1}
+    raise error
+
+def takes_the_folder_away():
+    shutil.rmtree(os.path.dirname(os.environ["SUPERVISOR_METRICS_FILE"]))
+
+METRICS = {"shop_things_total": ("Things.", "", "things"), "shop_of_total": ("Of.", "kind", "of"),
+           "shop_lost_total": ("Lost.", "", "lost"), "shop_both_total": ("Both.", "which", ("things", "true"))}
+ok.metrics = fails.metrics = METRICS
+"""
+
+
+@pytest.fixture
+def file(tmp_path, cli):
+    folder = tmp_path / "textfiles"
+    folder.mkdir()
+    (tmp_path / "shop.py").write_text(JOBS)
+    cli.env |= {"SUPERVISOR_METRICS_FILE": str(folder / "redcap.prom")}
+    cli.env["PYTHONPATH"] += f":{tmp_path}"
+    return folder / "redcap.prom"
+
+
+def values(file):
+    """Return the samples, by name and labels."""
+    families = text_string_to_metric_families(file.read_text())
+    return {(one.name, *sorted(one.labels.items())): one.value for family in families for one in family.samples}
+
+
+def of(seen, name, **labels):
+    return seen[("redcap_sync_" + name, *sorted({"sync_job": "sync", **labels}.items()))]
+
+
+@pytest.fixture
+def of_the_sync(world, cli, file):
+    cli.env |= {"REDCAP_API_URL": world.server.url, "REDCAP_API_TOKEN": TOKEN, "REDCAP_MAX_RATE": "600"}
+    cli.env |= {"REDCAP_RETRIES": "0"}
+    return cli
+
+
+def test_they_are_the_sums_of_the_journal_and_go_on_over_restarts(world, of_the_sync, file):
+    for _ in range(2):
+        assert of_the_sync.run("once").code == 0
+    done = of_the_sync.run("once", REDCAP_API_TOKEN="F" * 32)
+    assert done.report["summary"]["answers"] == {"403": 1}
+    seen = values(file)
+    reports = done.journal
+    assert [one["outcome"] for one in reports] == ["ok", "ok", "failed"]
+    assert of(seen, "cycles_total", outcome="ok") == 2
+    assert of(seen, "cycles_total", outcome="failed") == 1
+    assert of(seen, "cycles_total", outcome="ceiling") == 0
+    assert of(seen, "cycle_duration_seconds_count") == 3
+    assert of(seen, "cycle_duration_seconds_sum") == pytest.approx(sum(one["duration_s"] for one in reports))
+    for key, name in {"records": "records", "bytes_received": "received_bytes", "requests": "requests"}.items():
+        assert of(seen, f"{name}_total") == sum(one["summary"][key] for one in reports) > 0
+    for change in ("inserted", "updated", "unchanged", "deleted"):
+        assert of(seen, "rows_total", change=change) == sum(one["summary"][change] for one in reports)
+    good = sum(one["summary"]["answers"].get("200", 0) for one in reports)
+    assert of(seen, "answers_total", status="200") == good > 10
+    assert of(seen, "answers_total", status="403") == 1
+    assert of(seen, "worker_peak_rss_bytes") == reports[-1]["worker_peak_rss_bytes"]
+    assert of(seen, "rss_ceiling_bytes") == 512e6
+    assert of(seen, "interval_seconds") == 1800
+    assert of(seen, "last_success_timestamp_seconds") < of(seen, "last_cycle_timestamp_seconds")
+    assert seen[("redcap_sync_supervisor_rss_bytes",)] == reports[-1]["supervisor_rss_bytes"]
+    assert [path.name for path in file.parent.iterdir()] == ["redcap.prom"]
+    assert file.stat().st_mode & 0o777 == 0o644
+    assert (of_the_sync.state_dir / "metrics.json").stat().st_mode & 0o777 == 0o600
+
+
+@needs_promtool
+def test_promtool_finds_nothing(of_the_sync, file):
+    of_the_sync.run("once")
+    done = subprocess.run([PROMTOOL, "check", "metrics"], input=file.read_bytes(), capture_output=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+def test_nothing_is_counted_twice_or_lost_when_the_service_is_killed(cli, file):
+    """A service that cycles as fast as it can, and gets SIGKILL three times."""
+    for _ in range(3):
+        service = cli.start("run", SUPERVISOR_JOB="shop:ok", SUPERVISOR_INTERVAL="0.1")
+        had = len(cli.reports_of(1))
+        cli.reports_of(had + 4)
+        service.send_signal(signal.SIGKILL)
+        cli.finish(service)
+    done = cli.run("once", SUPERVISOR_JOB="shop:ok")
+    seen = values(file)
+    assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "ok"))] == len(done.journal) >= 13
+    assert seen[("shop_things_total", ("sync_job", "ok"))] == 2 * len(done.journal)
+
+
+def test_a_service_has_them_after_each_cycle_and_reads_a_new_place_at_sighup(cli, file, tmp_path):
+    env_file = tmp_path / "settings"
+    del cli.env["SUPERVISOR_METRICS_FILE"]
+    env_file.write_text(f"SUPERVISOR_METRICS_FILE={file}\nSUPERVISOR_JOB=shop:ok\nSUPERVISOR_INTERVAL=1h\n")
+    service = cli.start("run", "--env-file", str(env_file))
+    try:
+        wait_until(file.exists)
+        env_file.write_text(env_file.read_text().replace("redcap.prom", "other.prom"))
+        service.send_signal(signal.SIGHUP)
+        other = file.with_name("other.prom")
+        wait_until(lambda: b"reloaded" in (service.stderr.readline().encode()))
+        service.send_signal(signal.SIGUSR1)
+        wait_until(other.exists)
+        assert values(other)[("shop_things_total", ("sync_job", "ok"))] == 4
+        assert values(file)[("shop_things_total", ("sync_job", "ok"))] == 2
+    finally:
+        service.send_signal(signal.SIGTERM)
+        assert cli.finish(service).code == 0
+
+
+def test_what_a_job_counts_also_when_it_fails(cli, file):
+    assert cli.run("once", SUPERVISOR_JOB="shop:ok").code == 0
+    done = cli.run("once", SUPERVISOR_JOB="shop:fails")
+    assert done.report["summary"] == {"things": 1}
+    seen = values(file)
+    assert seen[("shop_things_total", ("sync_job", "fails"))] == 1
+    assert not any(("sync_job", "ok") in sample for sample in seen)  # its gauges would alert for ever
+    cli.run("once", SUPERVISOR_JOB="shop:ok")
+    seen = values(file)
+    assert seen[("shop_things_total", ("sync_job", "ok"))] == 4
+    assert seen[("shop_of_total", ("kind", "b"), ("sync_job", "ok"))] == 3
+    assert ("shop_of_total", ("kind", "c"), ("sync_job", "ok")) not in seen
+    assert seen[("shop_lost_total", ("sync_job", "ok"))] == 0
+    assert seen[("shop_both_total", ("sync_job", "ok"), ("which", "true"))] == 0
+
+
+def test_lost_totals_are_counted_anew_and_a_new_journal_goes_on(cli, file):
+    cli.env["SUPERVISOR_JOB"] = "shop:ok"
+    for _ in range(2):
+        cli.run("once")
+    (cli.state_dir / "metrics.json").write_bytes(b'{"jobs": 7')
+    cli.run("once")
+    things = ("shop_things_total", ("sync_job", "ok"))
+    assert values(file)[things] == 6
+    (cli.state_dir / "cycles.jsonl").rename(cli.state_dir / "cycles.jsonl.1")
+    cli.run("once")
+    assert values(file)[things] == 8
+
+
+def test_a_hostile_journal_is_counted_as_far_as_it_is_sound(cli, file):
+    cli.env["SUPERVISOR_JOB"] = "shop:ok"
+    cli.run("once")
+    with (cli.state_dir / "cycles.jsonl").open("ab") as journal:
+        journal.write(b'rubbish\n{"event":"cycle","job":"ok"}\n{"event":"cycle","jo')
+    cli.run("once")
+    cli.run("once")
+    seen = values(file)
+    assert seen[("redcap_sync_journal_unreadable_lines_total",)] == 3
+    assert seen[("shop_things_total", ("sync_job", "ok"))] == 6
+
+
+def test_labels_of_a_job_that_never_end_are_bounded():
+    totals = metrics.Totals()
+    specs = metrics.checked({"x_total": ("X.", "kind", "of")})
+    for number in range(300):
+        line = {"event": "cycle", "job": "j", "cycle": 1, "outcome": "ok", "started_at": "2026-01-01T00:00:00Z"}
+        line |= {"duration_s": 1.0, "summary": {"of": {f"kind {number}": 1}}}
+        metrics._count(totals, metrics.msgspec.convert(line, metrics.Report), specs)
+    figures = totals.jobs["j"].figures["x_total"]
+    assert len(figures) == metrics.LABELS_MAX + 1
+    assert figures["other"] == 200
+
+
+def test_a_file_that_can_not_be_written_is_said_and_hurts_no_cycle(cli, file):
+    done = cli.run("once", SUPERVISOR_JOB="shop:takes_the_folder_away")
+    assert done.code == 0
+    (said,) = [line for line in done.lines if line["event"] == "metrics"]
+    assert said["level"] == "ERROR"
+    assert "FileNotFoundError" in said["error"]
+    assert str(file) in said["file"]
+
+
+@pytest.mark.parametrize("where", ["/dev/null/x.prom", "/nowhere/at/all.prom", "/tmp"])
+def test_a_place_that_can_not_be_is_refused(cli, where):
+    done = cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_METRICS_FILE=where)
+    assert done.code == 78
+    assert "SUPERVISOR_METRICS_FILE" in done.err
+
+
+def test_without_the_library_it_is_refused_with_what_to_install(monkeypatch, tmp_path):
+    monkeypatch.setattr(settings, "find_spec", lambda name: None)
+    monkeypatch.setenv("SUPERVISOR_METRICS_FILE", str(tmp_path / "x.prom"))
+    monkeypatch.setenv("SUPERVISOR_JOB", "json:loads")
+    (fault,) = settings.load(None)["faults"]
+    assert "redcap-sync-supervisor[metrics]" in fault["message"]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        7,
+        {"x": ("X.", "", "things")},
+        {"x y_total": ("X.", "", "things")},
+        {"x_total": "X."},
+        {"x_total": ("X.", "", ("a", "b"))},
+        {"x_total": ("X.", "a-b", "things")},
+        {"x_total": ("X.", "", 3)},
+        {"x_total": ("", "", "things")},
+    ],
+)
+def test_what_is_no_metric_is_refused(bad):
+    with pytest.raises(ValueError, match="metric"):
+        metrics.checked(bad)
+
+
+def test_a_job_that_takes_one_of_our_names_is_told_so(cli, file, tmp_path):
+    (tmp_path / "thief.py").write_text(
+        "def job():\n    pass\njob.metrics = {'redcap_sync_cycles_total': ('C.', '', 'c')}\n"
+    )
+    done = cli.run("once", SUPERVISOR_JOB="thief:job")
+    assert done.code == 0
+    (said,) = [line for line in done.lines if line["event"] == "metrics"]
+    assert "redcap_sync_cycles_total" in said["error"]
+
+
+@pytest.fixture
+def exposed(of_the_sync, file):
+    of_the_sync.run("once")
+    return {name for name, *_ in values(file)}
+
+
+def test_alerts_and_dashboard_name_what_there_is(exposed):
+    for path in ("prometheus/alerts.yml", "prometheus/alerts_test.yml", "grafana/dashboard.json"):
+        text = (ROOT / "ops" / path).read_text()
+        named = set(re.findall(r"\b(redcap_sync_[a-z_]+)\b", text))
+        assert len(named) > 5
+        assert named <= exposed, path
+    codes = set(re.findall(r"redcap-sync explain (\w+)", (ROOT / "ops/prometheus/alerts.yml").read_text()))
+    assert codes <= {*CATALOGUE, "CODE"}
+
+
+def test_everything_exposed_is_on_the_dashboard(exposed):
+    text = (ROOT / "ops/grafana/dashboard.json").read_text()
+    json.loads(text)
+    assert set(METRICS) <= set(re.findall(r"\b(redcap_sync_[a-z_]+)\b", text))
+
+
+@needs_promtool
+def test_the_alerts_fire_when_they_should():
+    for command in (["check", "rules", "alerts.yml"], ["test", "rules", "alerts_test.yml"]):
+        done = subprocess.run(
+            [PROMTOOL, *command], cwd=ROOT / "ops/prometheus", capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
