@@ -18,7 +18,12 @@ EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
 # The short commands, each done in a child: what is heavy is never imported here.
-TARGETS = {"check": "supervisor.check:show", "config": "supervisor.config:show", "explain": "supervisor.errors:explain"}
+TARGETS = {
+    "check": "supervisor.check:show",
+    "config": "supervisor.config:show",
+    "explain": "supervisor.errors:explain",
+    "report": "supervisor.page:show",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -146,6 +151,10 @@ def _parser() -> argparse.ArgumentParser:
     explain.add_argument("code", nargs="?", metavar="CODE", help="as a report has it; without one, all are listed")
     status: argparse.ArgumentParser = commands.add_parser("status", help="is it alive, what runs now, the last cycles")
     status.add_argument("--watch", action="store_true", help="go on looking, until Ctrl-C")
+    page: argparse.ArgumentParser = commands.add_parser("report", help="an HTML page of what the cycles came to")
+    page.add_argument(
+        "-o", "--output", metavar="FILE", help="where to write it; else report.html in the state directory"
+    )
     for one in (check, config, status):
         one.add_argument("--json", action="store_true", dest="as_json", help="for programs")
     # Behind the command too; where it is not given there, what was given before counts.

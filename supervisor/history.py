@@ -55,6 +55,7 @@ class History:
 
     def __init__(self, state_dir: str, *, last_bytes: int | None = None, from_byte: int = 0) -> None:
         self.unreadable: Counter[str] = Counter()
+        self.read = 0  # reports that were sound
         self.next_byte = from_byte  # behind the last whole line
         self._path = os.path.join(state_dir, JOURNAL)
         self._last_bytes = last_bytes
@@ -87,6 +88,7 @@ class History:
                         line = file.readline(LINE_MAX_BYTES)
                 self.next_byte = file.tell()
                 if report is not None:
+                    self.read += 1
                     yield report
 
     def _report(self, line: bytes) -> Report | None:

@@ -16,7 +16,7 @@ from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from supervisor import __version__
+from supervisor import __version__, files
 from supervisor.history import History, Report
 from supervisor.report import JOURNAL
 
@@ -67,8 +67,8 @@ def write(path: str, state_dir: str, jobs: list[dict[str, Any]]) -> dict[str, An
     registry = CollectorRegistry()
     registry.register(_Families(totals, jobs, specs))
     # The exposition first: what can't be shown must not be counted, or it would be missing for good.
-    _replace(path, generate_latest(registry), 0o644)  # for an exporter of another user; it has no record's value
-    _replace(os.path.join(state_dir, TOTALS), msgspec.json.encode(totals), 0o600)
+    files.replace(path, generate_latest(registry), 0o644)  # for an exporter of another user; it has no record's value
+    files.replace(os.path.join(state_dir, TOTALS), msgspec.json.encode(totals), 0o600)
     return {}
 
 
@@ -212,16 +212,3 @@ class _Families(Collector):
                     if label or not one:
                         family.add_metric([job, *([one] if label else [])], value)
         yield from families.values()
-
-
-def _replace(path: str, content: bytes, mode: int) -> None:
-    new = f"{path}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
-    try:
-        with os.fdopen(fd, "wb") as file:
-            os.fchmod(fd, mode)
-            file.write(content)
-        os.replace(new, path)
-    except OSError:
-        os.unlink(new)
-        raise

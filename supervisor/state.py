@@ -1,13 +1,12 @@
 """`state.json` in the state directory: what the service does now, for `redcap-sync status`. Replaced whole."""
 
-import errno
 import json
 import logging
 import os
 from collections.abc import Mapping
 from typing import Any
 
-from supervisor import log
+from supervisor import files, log
 
 NAME = "state.json"
 PROGRESS_EVERY_S = 1.0
@@ -59,14 +58,7 @@ class StateFile:
         self._seen, self._moved, self._written_s = seen, False, now_s
         content = {"pid": os.getpid(), **about, "jobs": [of_post(post, now_s) for post in posts]}
         try:
-            fd = os.open(f"{self._path}.new", os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
-            try:
-                text = json.dumps(content, separators=(",", ":")).encode()
-                if os.write(fd, text) < len(text):
-                    raise OSError(errno.ENOSPC, "the disk took a part of it")
-            finally:
-                os.close(fd)
-            os.replace(f"{self._path}.new", self._path)
+            files.replace(self._path, json.dumps(content, separators=(",", ":")).encode(), 0o600)
             self._failed = False
         except OSError as error:
             if not self._failed:

@@ -25,6 +25,8 @@ def test_the_demo_ends_0_and_says_what_was_seen(tmp_path):
     reports = [json.loads(line) for line in (home / "cycles.jsonl").read_text().splitlines()]
     assert [report["outcome"] for report in reports] == ["ok", "ok", "ok", "ceiling", "ok"]
     assert str(home / "redcap.db") in done.stdout
+    assert str(home / "report.html") in done.stdout
+    assert "5 cycles" in (home / "report.html").read_text()
     assert "ceiling" in done.stderr
 
 

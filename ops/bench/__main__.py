@@ -10,6 +10,7 @@ PROOFS = {
     "cycle": "what an empty cycle costs over a bare fork",
     "ceiling": "how far a runaway gets over its ceiling, and how fast it is gone",
     "sync": "records a second and memory of a sync, against PyCap (some minutes; [RECORDS ...])",
+    "report": "how long the report of a year of cycles takes, and how large it is",
     "upsert": "which way into PostgreSQL is the fastest ([URL])",
     "peers": "empty cycles a second against others that start a process a task",
 }

@@ -135,3 +135,12 @@ def test_no_token_in_the_environment_or_the_command_line_of_any_process(world, e
         service.send_signal(signal.SIGTERM)
         done = env.finish(service)
     assert_nothing_leaked(done)
+
+
+def test_nothing_in_the_report_page(world, env):
+    world.server.faults.add("duplicate-keys:4")
+    env.run("once", "--full")
+    env.run("once", SYNC_HANDLER="handlers:handle")
+    assert env.run("report").code == 0
+    assert (env.state_dir / "report.html").stat().st_size > 1_000_000
+    assert_nothing_leaked(env.run("status"))
