@@ -270,3 +270,35 @@ def test_the_alerts_fire_when_they_should():
             [PROMTOOL, *command], cwd=ROOT / "ops/prometheus", capture_output=True, text=True, check=False
         )
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+LINE = {"event": "cycle", "job": "j", "cycle": 1, "outcome": "ok", "started_at": "2026-01-01T00:00:00Z", "duration_s": 1}
+
+
+def written(tmp_path):
+    job = {"name": "j", "interval_s": 1, "rss_ceiling_bytes": 1, "metrics": {}}
+    metrics.write(str(tmp_path / "x.prom"), str(tmp_path), [job])
+    return values(tmp_path / "x.prom")
+
+
+def test_another_journal_counts_from_its_start_however_long_it_is(tmp_path):
+    line = json.dumps(LINE) + "\n"
+    journal = tmp_path / "cycles.jsonl"
+    journal.write_text(line)
+    written(tmp_path)
+    journal.rename(tmp_path / "cycles.jsonl.1")
+    journal.write_text(line * 3)
+    seen = written(tmp_path)
+    assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == 4
+
+
+def test_a_line_that_is_still_cut_off_is_counted_once_it_is_known_to_stay_so(tmp_path):
+    line = json.dumps(LINE) + "\n"
+    journal = tmp_path / "cycles.jsonl"
+    journal.write_text(line + line[:50])
+    unreadable = ("redcap_sync_journal_unreadable_lines_total",)
+    assert [written(tmp_path)[unreadable] for _ in range(3)] == [0, 0, 0]
+    journal.write_text(line + line[:50] + "\n" + line)
+    seen = written(tmp_path)
+    assert seen[unreadable] == 1
+    assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == 2
