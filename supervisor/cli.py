@@ -104,10 +104,11 @@ def _flush_standard_streams() -> None:
 def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> int:
     once = arguments.command == "once"
     console = Console(sys.stderr)
+    name_columns = max(len(job.name) for job in plan.jobs)
 
     def on_report(made: report.Report) -> None:
-        console.clear()
-        report.log_line(made)
+        console.end(made["job"])
+        report.log_line(made, console.columns() if console.terminal else None, name_columns)
         try:
             journal.write(made)
         except OSError as error:

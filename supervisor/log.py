@@ -20,6 +20,11 @@ def set_up(log_format: str, level: str) -> None:
     logger.propagate = False
 
 
+def is_text() -> bool:
+    """Return whether people read the lines, not programs."""
+    return any(isinstance(handler.formatter, _Text) for handler in logger.handlers)
+
+
 def say(event: str, level: int = logging.INFO, text: str = "", **fields: Any) -> None:
     """Log one event; `text` is its line on a terminal, `fields` its keys in JSON."""
     if logger.isEnabledFor(level):
@@ -39,6 +44,8 @@ class _Json(logging.Formatter):
 class _Text(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         time = Clock().wall().astimezone().strftime("%H:%M:%S")
-        mark = "" if record.levelno < logging.WARNING else f"{record.levelname}: "
+        # A cycle's line says by its outcome what it is, and stands in a column with the others.
+        marked = record.levelno >= logging.WARNING and getattr(record, "event", "") != "cycle"
+        mark = f"{record.levelname}: " if marked else ""
         code = getattr(record, "fields", {}).get("code")
         return f"{time}  {mark}{record.getMessage()}" + (f" (redcap-sync explain {code})" if code else "")

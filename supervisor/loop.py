@@ -80,7 +80,7 @@ class Supervisor:
         clock: Clock | None = None,
         chance: Callable[[], float] = random.random,
         on_report: Callable[[report.Report], None] = lambda report: None,
-        on_progress: Callable[[str, int, Message], None] = lambda job, rss, said: None,
+        on_progress: Callable[[str, int, int, Message], None] = lambda job, rss, ceiling, said: None,
         state_file: StateFile | None = None,
     ) -> None:
         self._plan = plan
@@ -186,7 +186,7 @@ class Supervisor:
             post.progress = progress(said)
             if self._state_file:
                 self._state_file.move()
-            self._on_progress(post.job.name, rss_bytes, said)
+            self._on_progress(post.job.name, rss_bytes, post.job.rss_ceiling_bytes, said)
 
         return Worker(post.job, self._plan.state_dir, self._clock, on_output=post.lines.feed, on_progress=on_progress)
 

@@ -16,6 +16,8 @@ from supervisor.verdict import judge, signal_name
 Report = dict[str, Any]
 
 JOURNAL = "cycles.jsonl"
+LOG_PREFIX_COLUMNS = 10  # the time that stands before each line
+NEW_LINE = "\n" + " " * LOG_PREFIX_COLUMNS
 
 
 def build(
@@ -52,33 +54,40 @@ def build(
     }
 
 
-def log_line(report: Report) -> None:
-    """Write the report to the log: whole as JSON, the gist as text."""
+def log_line(report: Report, columns: int | None = None, name_columns: int = 0) -> None:
+    """Write the report to the log: whole as JSON, the gist as text; for a terminal of so many columns in one line."""
     level = logging.INFO if report["outcome"] in ("ok", "stopped") else logging.ERROR
     fields = {key: value for key, value in report.items() if key != "event"}
-    text = gist(report)
-    if report["error"] and report["error"]["traceback"]:
-        text += "\n" + textwrap.indent(report["error"]["traceback"], " " * 10)
+    if log.is_text():
+        text = gist(report, columns and columns - LOG_PREFIX_COLUMNS, name_columns)
+        if report["error"] and report["error"]["traceback"]:
+            text += "\n" + textwrap.indent(report["error"]["traceback"], " " * 10)
+    else:
+        text = ""
     log.say("cycle", level, text, **fields)
 
 
-def gist(report: Report) -> str:
-    """Return what a person wants to see of a report, in one line."""
-    summary = report["summary"]
-    figures = "  ".join(
+def gist(report: Report, columns: int | None = None, name_columns: int = 0) -> str:
+    """Return what a person wants to see of a report, in one line.
+
+    With `columns`, as many of the summary's figures as fit them, and an error's message on a line of its own.
+    """
+    figures = [
         f"{name} {value:,}"
-        for name, value in summary.items()
+        for name, value in report["summary"].items()
         if isinstance(value, int) and not isinstance(value, bool) and value and not name.endswith("_id")
-    )
+    ]
     line = (
-        f"{report['job']} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "
-        f"peak {_mb(report['worker_peak_rss_bytes']):>7} of {_mb(report['rss_ceiling_bytes'])}  "
-        f"parent {_mb(report['supervisor_rss_bytes'])}"
+        f"{report['job']:<{name_columns}} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "
+        f"peak {_mb(report['worker_peak_rss_bytes']):>9} of {_mb(report['rss_ceiling_bytes'])}  "
+        f"parent {_mb(report['supervisor_rss_bytes']):>7}"
     )
+    while columns and figures and len(line) + 4 + len("  ".join(figures)) > columns:
+        figures.pop()
     if figures:
-        line += f"  | {figures}"
+        line += f"  | {'  '.join(figures)}"
     if report["error"]:
-        line += f"  | {report['error']['type']}: {report['error']['message']}"
+        line += f"{'  | ' if columns is None else NEW_LINE}{report['error']['type']}: {report['error']['message']}"
     return line
 
 

@@ -301,3 +301,16 @@ def lifts_its_limits_and_has_children(cycle):
     resource.setrlimit(resource.RLIMIT_DATA, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     leaves_daemon(cycle)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def counts_up(cycle):
+    """Take two seconds, and say how far it is."""
+    held = bytearray(8_000_000)
+    for done in range(0, 1001, 50):
+        cycle.progress(done, 1000, "records")
+        time.sleep(0.1)
+    return {"things": 1000, "held": len(held)}
+
+
+def counts_a_lot():
+    return {f"thing_{number}": number for number in range(1, 40)}

@@ -272,7 +272,14 @@ def test_the_alerts_fire_when_they_should():
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-LINE = {"event": "cycle", "job": "j", "cycle": 1, "outcome": "ok", "started_at": "2026-01-01T00:00:00Z", "duration_s": 1}
+LINE = {
+    "event": "cycle",
+    "job": "j",
+    "cycle": 1,
+    "outcome": "ok",
+    "started_at": "2026-01-01T00:00:00Z",
+    "duration_s": 1,
+}
 
 
 def written(tmp_path):
