@@ -88,7 +88,7 @@ def shown(value: object) -> str:
 def _duration(seconds: float) -> str:
     text, rest = "", seconds
     for unit, size in _TIMES:
-        if seconds % 1 == 0 and rest >= size:
+        if seconds % 1 == 0 and rest >= size and (unit != "d" or seconds >= 2 * size):  # a day is 24h
             text += f"{int(rest // size)}{unit}"
             rest %= size
     return text + (f"{rest:g}s" if rest or not text else "")

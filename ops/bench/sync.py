@@ -50,7 +50,8 @@ connection.close()
 
 
 @contextmanager
-def _server(records: int, fields: int) -> Iterator[str]:
+def server(records: int, fields: int) -> Iterator[str]:
+    """Serve so many records with so many fields; yield the address."""
     command = [sys.executable, "-m", "ops.bench.lean_server", str(records), str(fields)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
@@ -103,7 +104,7 @@ def _measure(records: int, fields: int, python: Path) -> bool:
     print(f"{records:,} records, {fields} fields")
     rounds: dict[tuple[str, str], list[dict[str, float]]] = {}
     for _ in range(ROUNDS.get(records, 1)):
-        with tempfile.TemporaryDirectory() as folder, _server(records, fields) as url:
+        with tempfile.TemporaryDirectory() as folder, server(records, fields) as url:
             for mode in ("full", "incremental"):
                 if mode == "incremental":
                     urllib.request.urlopen(url).read()  # noqa: S310 - our own server

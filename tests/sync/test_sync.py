@@ -32,7 +32,7 @@ def test_a_first_sync_reads_everything(world):
     assert set(summary) == {
         "project_id", "window_begin", "window_end", "records", "rows", "inserted", "updated", "unchanged",
         "deleted", "batches", "bytes_received", "requests", "retries", "fetch_s", "process_s", "write_s",
-        "mode", "zone_source", "mended", "fields_hidden",
+        "mode", "zone_source", "mended", "fields_hidden", "answers",
     }  # fmt: skip
     (cycle,) = world.query("SELECT cycle_id, mode, records, rows, inserted FROM cycles")
     assert cycle == ("cycle-1", "full", 60, rows, rows)

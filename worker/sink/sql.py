@@ -103,7 +103,8 @@ class SqlSink:
         """Return what it is, and of which version."""
         version = ".".join(map(str, (self._engine.dialect.server_version_info or ())[:2]))
         name = {"sqlite": "SQLite", "postgresql": "PostgreSQL"}[self._engine.dialect.name]
-        return f"{name} {version}, {self._engine.url.host or ''} {self._engine.url.database}"
+        host = f" on {self._engine.url.host}" if self._engine.url.host else ""
+        return f"{name} {version}, {self._engine.url.database}{host}"
 
     @contextmanager
     def _errors(self, what: str) -> Iterator[None]:
