@@ -35,6 +35,18 @@ def block(containing):
     return found.partition("\n")[2].removesuffix("```")
 
 
+FIVE_MINUTES = block("createdb redcap")
+QUERIES = block("SELECT record_id, event, weight_kg")
+LOOKING = block("./ops/start status ")
+SANDBOX = block("./ops/start sandbox my-project.xml")
+OWN_FUNCTION = block("export SUPERVISOR_JOB=my_module")
+EXAMPLES = block("ops.examples.pycap_frame:sync")
+EXAMPLE_CODE = block("def sync() -> dict[str, int]:")
+HANDLER = block("def handle(record_id")
+ISOLATE = block("from supervisor import isolate")
+DEMO = block("./ops/start --demo")
+TESTS = block("./ops/test")
+
 # Commands that go on until they are told to stop are stopped once they said what a user waits for.
 PREAMBLE = """\
 set -eu
@@ -110,20 +122,20 @@ def test_five_minutes_to_postgresql(reader):
     with postgres.running() as server:
         programs = postgres._binaries(server.home)
         reader.env |= {"PGHOST": server.home, "PGUSER": "postgres", "PATH": f"{reader.env['PATH']}:{programs}"}
-        said = reader.type(block("createdb redcap"))
+        said = reader.type(FIVE_MINUTES)
         assert "✓ sink            PostgreSQL" in said
         assert "| visit" in said.replace("public |", "|")
         with psycopg.connect(f"host={server.home} user=postgres dbname=redcap") as connection:
             records = "SELECT COUNT(DISTINCT record_id) FROM records"
             assert connection.execute(records).fetchone() == (60,)
-            for statement in block("SELECT record_id, event, weight_kg").split(";"):
+            for statement in QUERIES.split(";"):
                 if statement.strip():
                     connection.execute(statement)
 
 
 def test_looking_at_it_and_a_file_of_settings(settled):
     settled.type("./ops/start once")
-    said = settled.type(block("./ops/start status ").replace("status ", "status || [ $? = 3 ] "))
+    said = settled.type(LOOKING.replace("status ", "status || [ $? = 3 ] "))
     assert "not running" in said
     assert "report.html: 1 cycle" in said
     assert "SUPERVISOR_INTERVAL" in said
@@ -134,24 +146,24 @@ def test_looking_at_it_and_a_file_of_settings(settled):
 
 def test_a_server_to_try_it_on(reader):
     (reader.home / "my-project.xml").write_text(project_xml.document([project_xml.item("record_id", "form")], []))
-    reader.type(block("./ops/start sandbox my-project.xml"))
+    reader.type(SANDBOX)
 
 
 def test_a_function_of_ones_own(settled):
-    assert '"things":3' in settled.type(block("export SUPERVISOR_JOB=my_module"))
-    said = settled.type(block("ops.examples.pycap_frame:sync"))
+    assert '"things":3' in settled.type(OWN_FUNCTION)
+    said = settled.type(EXAMPLES)
     assert said.count('"outcome":"ok"') == 2
 
 
 def test_the_example_in_the_text_is_the_example_in_the_file():
-    text = textwrap.dedent(block("def sync() -> dict[str, int]:"))
+    text = textwrap.dedent(EXAMPLE_CODE)
     strip = lambda code: [line.partition("  #")[0] for line in code.splitlines() if line and '"""' not in line]  # noqa: E731
     file = (ROOT / "ops/examples/pycap_frame.py").read_text()
     assert strip(text) == strip(file[file.index("def sync") :])
 
 
 def test_a_handler_of_ones_own(settled):
-    (settled.home / "my_module.py").write_text(block("def handle(record_id"))
+    (settled.home / "my_module.py").write_text(HANDLER)
     said = settled.type("./ops/start once --full", SYNC_HANDLER="my_module:handle")
     assert '"outcome":"ok"' in said
 
@@ -160,7 +172,7 @@ def test_one_call_in_a_process_of_its_own(reader):
     program = reader.home / "program.py"
     leaky = "def leaky(path):\n    return len(path)\n\n"
     end = "\nif __name__ == '__main__':\n    print(result, report['outcome'], frame_of('x'))\n"
-    code = block("from supervisor import isolate")
+    code = ISOLATE
     program.write_text(
         leaky + code.replace("result, report =", "if __name__ == '__main__':\n    result, report =") + end
     )
@@ -168,8 +180,8 @@ def test_one_call_in_a_process_of_its_own(reader):
 
 
 def test_the_demo_and_the_tests():
-    block("./ops/start --demo")  # test_demo.py runs it
-    command = block("./ops/test").strip()
+    assert DEMO.strip() == "./ops/start --demo"  # test_demo.py runs it
+    command = TESTS.strip()
     done = subprocess.run(
         [command, "-q", "tests/unit/test_schedule.py"], cwd=ROOT, capture_output=True, text=True, check=False
     )
@@ -235,7 +247,6 @@ def test_a_bench_prints_figures(name):
 
 
 def test_no_command_was_forgotten():
-    """Runs behind the others of this file."""
     assert [one for one, taken in BLOCKS.items() if taken is None] == []
     assert set(ELSEWHERE) <= set(SPANS)
     benches = set(re.findall(r"\./ops/start bench (?!NAME)(\w+)", README))
