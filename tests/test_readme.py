@@ -44,3 +44,14 @@ def test_a_table_that_differs_is_found(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(Settings.model_fields["interval"], "default", 3600.0)
     assert "| `1h` |" in readme.made(README)
+
+
+def test_every_link_inside_leads_somewhere():
+    slugs = {
+        re.sub(r"[^\w -]", "", one.lower()).replace(" ", "-") for one in re.findall(r"^#+ (.+)$", README, re.MULTILINE)
+    }
+    links = set(re.findall(r"\]\(#([^)]+)\)", README))
+    assert len(links) > 5
+    assert links <= slugs
+    for path in re.findall(r"\]\((?!#|https?:)([^)]+)\)", README):
+        assert (ROOT / path).exists(), path
