@@ -154,7 +154,10 @@ def _disk(path: str) -> Line:
 def _memory(allowed_bytes: int) -> Line:
     """Compare what the ceilings of all that may run at once allow with what there is."""
     needed = allowed_bytes + PARENT_BYTES
-    total = _meminfo("MemTotal")
+    try:
+        total, free = _meminfo("MemTotal"), _meminfo("MemAvailable")
+    except FileNotFoundError:  # systemd's ProcSubset=pid hides it
+        total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, where = cgroup.memory_limit()
     found = f"the ceilings allow {_mb(allowed_bytes)} at once, the machine has {_mb(total)}"
     most = total
@@ -164,7 +167,6 @@ def _memory(allowed_bytes: int) -> Line:
     if needed > most:
         remedy = "lower SUPERVISOR_RSS_CEILING or SUPERVISOR_MAX_WORKERS, or give it more memory"
         return line("memory", "fault", found, remedy, "CeilingAboveLimit")
-    free = _meminfo("MemAvailable")
     if needed > free:
         return line("memory", "note", f"{found}, and {_mb(free)} of it are free now", "see what else runs here")
     return line("memory", "ok", found)

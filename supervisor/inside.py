@@ -247,7 +247,7 @@ def _summary_of(error: BaseException, result: messages.Message) -> dict[str, Any
     try:
         summary = _checked(getattr(error, "summary", None))
         messages.encode({**_EMPTY_RESULT, **result, "summary": summary})
-    except Exception:
+    except BaseException:
         return {}  # how it failed matters more
     return summary
 

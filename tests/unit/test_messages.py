@@ -87,3 +87,11 @@ def test_a_result_is_whole_or_no_result(message):
     if is_result(message):
         assert isinstance(message["peak_rss_bytes"], int)
         assert isinstance(message["summary"], dict) if message["ok"] else set(message["error"]) >= {"type"}
+
+
+def test_half_a_surrogate_pair_does_not_go_on_into_the_journal():
+    ours, theirs = messages.pair()
+    with ours, theirs:
+        messages.send(theirs, {"kind": "result", "text": "a \udcff b \U0001f600 \\ud800", "key\ud800": ["\udfff"]})
+        message = messages.receive(ours)
+        assert message == {"kind": "result", "text": "a ? b \U0001f600 \\ud800", "key?": ["?"]}
