@@ -156,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     page.add_argument(
         "-o", "--output", metavar="FILE", help="where to write it; else report.html in the state directory"
     )
+    status.add_argument("--alive", action="store_true", help="end with 0 also when a cycle was not ok")
     for one in (check, config, status):
         one.add_argument("--json", action="store_true", dest="as_json", help="for programs")
     # Behind the command too; where it is not given there, what was given before counts.

@@ -65,7 +65,8 @@ def _source(variable: str, name: str, seen: Reading, job: Job | None) -> str:
     if job and (variable in job.env or (name in job.overrides and name not in SHARED)):
         return "jobs file"
     if not os.environ.get(variable):
-        return "default"
+        follows = variable == "SUPERVISOR_RSS_CEILING" and seen.settings is not None and seen.settings.follows()
+        return "control group" if follows else "default"
     return "env file" if variable in seen.overlay else "environment"
 
 

@@ -15,10 +15,10 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, ValidationError, field_validator, model_validator
+from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from supervisor import envfile, target
+from supervisor import cgroup, envfile, target
 from supervisor.plan import default_state_dir
 
 Fault = dict[str, str]  # variable, message
@@ -29,6 +29,7 @@ _TARGET = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_][\w.]*")
 # A fork of the supervisor holds some 20 MB before the job has done anything.
 CEILING_MIN_BYTES = 32_000_000
 CEILING_MAX_BYTES = 1 << 50
+OTHERS_BYTES = 64_000_000  # of a group's limit: the supervisor, what reads the settings, what the kernel keeps
 DURATION_MAX_S = 10 * 366 * 86_400
 NEAR_ENOUGH = 0.75  # of two names, as difflib measures it
 
@@ -68,14 +69,17 @@ class Settings(BaseSettings):
         env_prefix="SUPERVISOR_", extra="ignore", env_ignore_empty=True, validate_default=False
     )
 
+    _follows: str = PrivateAttr("")
+
     job: Target = _setting("worker.job:sync", "`module:callable` of the job")
+    job_name: str = _setting("", "what its reports call the job", shown="the callable's name", max_length=200)
     jobs_file: Path | None = _setting(
         None, "TOML with several jobs, each `[jobs.NAME]` overriding these and carrying its own `env` table"
     )
     interval: Seconds = _setting(1800.0, "from tick to tick, drift-free", ge=0.1)
     rss_ceiling: ByteSize = _setting(
         ByteSize(512_000_000),
-        "hard: a worker tree above it in mid-cycle is killed",
+        "hard: a worker tree above it in mid-cycle is killed; where a control group has less, the default is what fits it",
         ge=CEILING_MIN_BYTES,
         le=CEILING_MAX_BYTES,
     )
@@ -119,12 +123,28 @@ class Settings(BaseSettings):
         return path and path.absolute()
 
     @model_validator(mode="after")
+    def _ceiling_below_the_group_s_limit(self) -> "Settings":
+        """Follow the control group's limit, as of a container, where nobody said how high the ceiling is."""
+        limit_bytes, where = cgroup.memory_limit()
+        if "rss_ceiling" in self.model_fields_set or limit_bytes is None:
+            return self
+        share_bytes = max(CEILING_MIN_BYTES, (limit_bytes - OTHERS_BYTES) // self.max_workers)
+        if share_bytes < self.rss_ceiling:
+            self._follows = f"follows {where} ({limit_bytes:,} bytes): it is {share_bytes:,} bytes"
+            self.__dict__["rss_ceiling"] = ByteSize(share_bytes)  # not as if somebody had set it
+        return self
+
+    @model_validator(mode="after")
     def _soft_below_hard(self) -> "Settings":
         if self.recycle_rss is not None and self.recycle_rss > self.rss_ceiling:
             raise ValueError(
                 "SUPERVISOR_RECYCLE_RSS: is above SUPERVISOR_RSS_CEILING, so it could never be met: lower it"
             )
         return self
+
+    def follows(self) -> str:
+        """Return whose limit the ceiling follows, in words; empty where it is set, or its default."""
+        return self._follows
 
     def job_plan(self, name: str, env: Mapping[str, str]) -> dict[str, Any]:
         """Return the keywords of a JobPlan."""
@@ -143,7 +163,15 @@ class Settings(BaseSettings):
         }
 
 
-SHARED = {"jobs_file", "max_workers", "state_dir", "log_format", "log_level", "metrics_file"}  # no job has its own
+SHARED = {
+    "jobs_file",
+    "job_name",
+    "max_workers",
+    "state_dir",
+    "log_format",
+    "log_level",
+    "metrics_file",
+}  # no job has its own
 
 
 @dataclass(slots=True)
@@ -209,8 +237,10 @@ class Reading:
     def remarks(self) -> list[Fault]:
         """Return what is no fault, and worth a word."""
         file = self.settings.metrics_file if self.settings else None
+        follows = {job.settings.follows() for job in self.jobs} - {""}
         odd = {"variable": "SUPERVISOR_METRICS_FILE", "message": f"is {file}: node_exporter reads names in .prom only"}
-        return [*self.hints(), *([odd] if file and file.suffix != ".prom" else [])]
+        ceilings = [{"variable": "SUPERVISOR_RSS_CEILING", "message": one} for one in sorted(follows)]
+        return [*self.hints(), *ceilings, *([odd] if file and file.suffix != ".prom" else [])]
 
 
 def read(env_file: str | None) -> Reading:
@@ -225,7 +255,7 @@ def read(env_file: str | None) -> Reading:
     if settings and settings.jobs_file:
         _read_jobs_file(settings.jobs_file, seen)
     elif settings:
-        seen.jobs.append(Job(settings.job.rpartition(":")[2], settings))
+        seen.jobs.append(Job(settings.job_name or settings.job.rpartition(":")[2], settings))
     else:
         # The job's own faults belong into the same list, as far as the job can be told.
         seen.faults += job_faults(os.environ.get("SUPERVISOR_JOB", Settings.model_fields["job"].default))

@@ -84,7 +84,7 @@ def main(arguments: argparse.Namespace) -> int:
                 print(json.dumps(seen, indent=1, ensure_ascii=False))
             else:
                 terminal.show(_page(seen), terminal.look())
-            return int(seen["exit"])
+            return HEALTHY if arguments.alive and seen["exit"] == DEGRADED else int(seen["exit"])
         return _watch(state_dir)
     except OSError as error:
         print(f"redcap-sync: SUPERVISOR_STATE_DIR: {state_dir} can't be read: {error}", file=sys.stderr)

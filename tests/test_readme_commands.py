@@ -120,7 +120,7 @@ def settled(reader):
 
 def test_five_minutes_to_postgresql(reader):
     with postgres.running() as server:
-        programs = postgres._binaries(server.home)
+        programs = server.programs
         reader.env |= {"PGHOST": server.home, "PGUSER": "postgres", "PATH": f"{reader.env['PATH']}:{programs}"}
         said = reader.type(FIVE_MINUTES)
         assert "✓ sink            PostgreSQL" in said

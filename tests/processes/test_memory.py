@@ -1,6 +1,7 @@
 """Memory at its limits: the kernel's killer, a job that holds the interpreter, several jobs at once."""
 
 import contextlib
+import json
 import os
 import subprocess
 import sys
@@ -37,6 +38,51 @@ def test_a_kill_by_the_kernel_is_told_by_its_own_account(cli):
     finally:
         with contextlib.suppress(OSError):
             group.rmdir()
+
+
+@pytest.fixture
+def small_group():
+    """A control group of 300 MB; `enter` is what a shell must do to be in it."""
+    group = memory_group() / f"redcap-sync-test-{os.getpid()}"
+    group.mkdir()
+    (group / "memory.limit_in_bytes").write_text("299999232")  # whole pages
+    yield f"echo $$ > {group}/cgroup.procs; exec {sys.executable} -m supervisor"
+    with contextlib.suppress(OSError):
+        group.rmdir()
+
+
+@pytest.mark.skipif(memory_group() is None, reason="needs a memory control group that this user may divide")
+@pytest.mark.parametrize(
+    ("variables", "ceiling_bytes"),
+    [
+        ({}, 235_999_232),
+        ({"SUPERVISOR_MAX_WORKERS": "2"}, 117_999_616),
+        ({"SUPERVISOR_MAX_WORKERS": "100"}, 32_000_000),
+        ({"SUPERVISOR_RSS_CEILING": "400MB"}, 400_000_000),
+    ],
+)
+def test_the_ceiling_follows_the_group_where_nobody_said_how_high_it_is(cli, small_group, variables, ceiling_bytes):
+    env = cli.env | {"SUPERVISOR_JOB": "jobs:ok"} | variables
+
+    def run(command):
+        command = ["sh", "-c", f"{small_group} {command}"]
+        return subprocess.run(command, env=env, capture_output=True, text=True, timeout=60, check=False)
+
+    done = run("once")
+    assert done.returncode == 0, done.stderr
+    assert f'"rss_ceiling_bytes":{ceiling_bytes}' in done.stderr
+    said = "SUPERVISOR_RSS_CEILING follows /sys/fs/cgroup" in done.stderr
+    assert said == ("SUPERVISOR_RSS_CEILING" not in variables)
+    rows = {row["variable"]: row for row in json.loads(run("config --json").stdout)["settings"]}
+    assert (rows["SUPERVISOR_RSS_CEILING"]["source"] == "control group") == said
+
+
+@pytest.mark.skipif(memory_group() is None, reason="needs a memory control group that this user may divide")
+def test_a_soft_limit_above_the_ceiling_that_follows_is_refused(cli, small_group):
+    env = cli.env | {"SUPERVISOR_JOB": "jobs:ok", "SUPERVISOR_RECYCLE_RSS": "300MB"}
+    done = subprocess.run(["sh", "-c", f"{small_group} once"], env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 78
+    assert "SUPERVISOR_RECYCLE_RSS" in done.stderr
 
 
 def test_a_job_that_holds_the_interpreter_is_ended_too(cli):

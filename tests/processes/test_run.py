@@ -254,7 +254,7 @@ def test_a_result_behind_an_unread_message_is_heard(cli, service):
 def test_a_kept_worker_keeps_nothing_that_a_job_left(cli, service):
     process = service("leaves_daemon", SUPERVISOR_INTERVAL="0.1s", SUPERVISOR_CYCLES_PER_WORKER="0")
     reports = cli.reports_of(1)
-    daemon = int((cli.state_dir / "daemon").read_text())
+    daemon = int(wait_until((cli.state_dir / "daemon").read_text))  # the next cycle may be writing it anew
     assert reports[0]["recycled"] is None
     wait_until(lambda: not psutil.pid_exists(daemon))
     process.terminate()

@@ -174,3 +174,16 @@ def test_a_state_file_that_is_none(tmp_path, text):
     finally:
         os.close(fd)
     assert (seen["exit"], seen["jobs"]) == (1, [])
+
+
+def test_alive_is_who_runs_whatever_became_of_the_last_cycle(cli):
+    """A service whose REDCap is down must not be begun anew for that."""
+    assert cli.run("status", "--alive").code == 3
+    service = cli.start("run", SUPERVISOR_JOB="jobs:raises", SUPERVISOR_INTERVAL="1h")
+    try:
+        cli.reports_of(1)
+        wait_until(lambda: cli.run("status").code == 1)
+        assert cli.run("status", "--alive").code == 0
+    finally:
+        service.send_signal(signal.SIGTERM)
+        cli.finish(service)

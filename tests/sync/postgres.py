@@ -60,10 +60,10 @@ class Server:
     def __init__(self, home: str) -> None:
         self.home = home
         self.url = f"postgresql+psycopg://postgres@/postgres?host={home}"
-        self._binaries = _binaries(home)
+        self.programs = _binaries(home)
         options = ["-U", "postgres", "-A", "trust", "-N", "--locale=C", "-E", "UTF8"]
         subprocess.run(
-            [self._binaries / "initdb", "-D", f"{home}/data", *options],
+            [self.programs / "initdb", "-D", f"{home}/data", *options],
             check=True,
             capture_output=True,
             cwd=home,
@@ -72,7 +72,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        program = [self._binaries / "postgres", "-D", f"{self.home}/data", "-k", self.home]
+        program = [self.programs / "postgres", "-D", f"{self.home}/data", "-k", self.home]
         self._process = subprocess.Popen(
             [*_dying_with_us(), *program, "-c", "listen_addresses=", "-F"],
             cwd=self.home,
