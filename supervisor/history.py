@@ -7,13 +7,14 @@ believed but what has the type and the range that it must have.
 import os
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, BinaryIO, Literal
 
 import msgspec
 from msgspec import Meta
 
-from supervisor.report import JOURNAL
+from supervisor.report import BEFORE, JOURNAL
 
 LINE_MAX_BYTES = 256 * 1024  # a report has a summary of at most 64 KiB, and a traceback of 16,000 characters
 Size = Annotated[int, Meta(ge=0, le=1 << 53)]
@@ -51,45 +52,59 @@ class Report(msgspec.Struct, frozen=True):
 
 
 class History:
-    """Iterate over it for the reports, oldest first; `unreadable` counts the other lines by what is wrong with them."""
+    """Iterate over it for the reports, oldest first; `unreadable` counts the other lines by what is wrong with them.
 
-    def __init__(self, state_dir: str, *, last_bytes: int | None = None, from_byte: int = 0) -> None:
+    `last_bytes` bounds how much is read; with `name` and `from_byte` it is the rest of that one file.
+    """
+
+    def __init__(self, state_dir: str, *, last_bytes: int | None = None, name: str = "", from_byte: int = 0) -> None:
         self.unreadable: Counter[str] = Counter()
         self.read = 0  # reports that were sound
-        self.next_byte = from_byte  # behind the last whole line
-        self._path = os.path.join(state_dir, JOURNAL)
+        self.next_byte = from_byte  # behind the last whole line of the last file
+        self._paths = [os.path.join(state_dir, one) for one in ([name] if name else [JOURNAL + BEFORE, JOURNAL])]
+        self._from_byte = from_byte
         self._last_bytes = last_bytes
         self._decode = msgspec.json.Decoder(Report).decode
 
     def __iter__(self) -> Iterator[Report]:
         """Read the lines. Raises OSError, but for a journal that is not there yet."""
-        try:
-            file = open(self._path, "rb")  # noqa: SIM115 - closed below
-        except FileNotFoundError:
+        files = []
+        with ExitStack() as stack:
+            for path in self._paths:
+                try:
+                    files.append(stack.enter_context(open(path, "rb")))  # before one of them is renamed
+                except FileNotFoundError:
+                    continue
+            sizes = [os.fstat(file.fileno()).st_size for file in files]
+            for index, file in enumerate(files):
+                left = None if self._last_bytes is None else self._last_bytes - sum(sizes[index + 1 :])
+                yield from self._of_file(file, sizes[index], left)
+
+    def _of_file(self, file: BinaryIO, size: int, last_bytes: int | None) -> Iterator[Report]:
+        if last_bytes is not None and last_bytes <= 0:
             return
-        with file:
-            size = os.fstat(file.fileno()).st_size
-            start = self.next_byte if self.next_byte <= size else 0  # it was begun anew
-            if self._last_bytes is not None and size - start > self._last_bytes:
-                file.seek(size - self._last_bytes)
-                file.readline(LINE_MAX_BYTES)  # the rest of a line
+        start = self._from_byte if self._from_byte <= size else 0  # it was begun anew
+        if last_bytes is not None and size - start > last_bytes:
+            file.seek(size - last_bytes)
+            file.readline(LINE_MAX_BYTES)  # the rest of a line
+        else:
+            file.seek(start)
+        self.next_byte = file.tell()
+        while line := file.readline(LINE_MAX_BYTES):
+            report = None
+            if line.endswith(b"\n"):
+                report = self._report(line)
+            elif len(line) < LINE_MAX_BYTES:
+                self.unreadable["cut off"] += 1
+                return
             else:
-                file.seek(start)
-            while line := file.readline(LINE_MAX_BYTES):
-                report = None
-                if line.endswith(b"\n"):
-                    report = self._report(line)
-                elif len(line) < LINE_MAX_BYTES:
-                    self.unreadable["cut off"] += 1
-                    return
-                else:
-                    self.unreadable["too long"] += 1
-                    while line and not line.endswith(b"\n"):
-                        line = file.readline(LINE_MAX_BYTES)
-                self.next_byte = file.tell()
-                if report is not None:
-                    self.read += 1
-                    yield report
+                self.unreadable["too long"] += 1
+                while line and not line.endswith(b"\n"):
+                    line = file.readline(LINE_MAX_BYTES)
+            self.next_byte = file.tell()
+            if report is not None:
+                self.read += 1
+                yield report
 
     def _report(self, line: bytes) -> Report | None:
         if not line.strip():

@@ -18,7 +18,7 @@ from prometheus_client.registry import Collector
 
 from supervisor import __version__, files
 from supervisor.history import History, Report
-from supervisor.report import JOURNAL
+from supervisor.report import BEFORE, JOURNAL
 
 TOTALS = "metrics.json"
 OUTCOMES = ("ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom")
@@ -59,11 +59,12 @@ def write(path: str, state_dir: str, jobs: list[dict[str, Any]]) -> dict[str, An
     """Count what the journal has got since, and replace the file. Raises OSError, or ValueError for what is no metric."""
     specs = {job["name"]: checked(job["metrics"]) for job in jobs}
     totals = _read(state_dir)
-    journal = History(state_dir, from_byte=totals.next_byte)
-    for report in journal:
-        _count(totals, report, specs.get(report.job, {}))
-    totals.unreadable += journal.unreadable.total() - journal.unreadable["cut off"]  # that one is met again
-    totals.next_byte = journal.next_byte
+    now, before = (_inode(os.path.join(state_dir, name)) for name in (JOURNAL, JOURNAL + BEFORE))
+    if now != totals.inode:
+        if totals.inode in (0, before):  # a new journal was begun: first what the one before got until then
+            _count_all(totals, specs, History(state_dir, name=JOURNAL + BEFORE, from_byte=totals.next_byte))
+        totals.inode, totals.next_byte = now, 0
+    _count_all(totals, specs, History(state_dir, name=JOURNAL, from_byte=totals.next_byte))
     registry = CollectorRegistry()
     registry.register(_Families(totals, jobs, specs))
     # The exposition first: what can't be shown must not be counted, or it would be missing for good.
@@ -101,13 +102,21 @@ def _read(state_dir: str) -> Totals:
             totals = msgspec.json.decode(file.read(), type=Totals)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         totals = Totals()  # the journal has it all
-    try:
-        inode = os.stat(os.path.join(state_dir, JOURNAL)).st_ino
-    except FileNotFoundError:
-        inode = 0
-    if inode != totals.inode:
-        totals.inode, totals.next_byte = inode, 0
     return totals
+
+
+def _inode(path: str) -> int:
+    try:
+        return os.stat(path).st_ino
+    except FileNotFoundError:
+        return 0
+
+
+def _count_all(totals: Totals, specs: Mapping[str, Mapping[str, Spec]], journal: History) -> None:
+    for report in journal:
+        _count(totals, report, specs.get(report.job, {}))
+    totals.unreadable += journal.unreadable.total() - journal.unreadable["cut off"]  # that one is met again
+    totals.next_byte = journal.next_byte
 
 
 def _count(totals: Totals, report: Report, specs: Mapping[str, Spec]) -> None:

@@ -16,6 +16,8 @@ from supervisor.verdict import judge, signal_name
 Report = dict[str, Any]
 
 JOURNAL = "cycles.jsonl"
+BEFORE = ".1"  # what it is called when a new one was begun
+JOURNAL_MAX_BYTES = 64_000_000  # some three years of half hours
 LOG_PREFIX_COLUMNS = 10  # the time that stands before each line
 NEW_LINE = "\n" + " " * LOG_PREFIX_COLUMNS
 
@@ -96,14 +98,21 @@ def _mb(size_bytes: int) -> str:
 
 
 class Journal:
-    """`cycles.jsonl` in the state directory: a line a cycle, whole or not at all."""
+    """`cycles.jsonl` in the state directory: a line a cycle, whole or not at all.
 
-    def __init__(self, state_dir: str) -> None:
-        path = os.path.join(state_dir, JOURNAL)
-        self._fd = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    A journal that has grown to `max_bytes` becomes `cycles.jsonl.1`, and the one before it is gone.
+    """
+
+    def __init__(self, state_dir: str, max_bytes: int = JOURNAL_MAX_BYTES) -> None:
+        self._path = os.path.join(state_dir, JOURNAL)
+        self._max_bytes = max_bytes
+        self._fd = self._open()
         size_bytes = os.fstat(self._fd).st_size
         # A line was cut off by a power cut or a full disk: the next one begins anew.
         self._cut = bool(size_bytes) and os.pread(self._fd, 1, size_bytes - 1) != b"\n"
+
+    def _open(self) -> int:
+        return os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
 
     def write(self, report: Report) -> None:
         """Append one report. Raises OSError when the disk does not take it."""
@@ -114,3 +123,11 @@ class Journal:
         self._cut = written < len(line)
         if self._cut:
             raise OSError(errno.ENOSPC, f"only {written:,} of {len(line):,} bytes of a line were taken")
+        if os.fstat(self._fd).st_size >= self._max_bytes:
+            os.replace(self._path, self._path + BEFORE)
+            os.close(self._fd)
+            self._fd = self._open()
+
+    def close(self) -> None:
+        """Let go of the file."""
+        os.close(self._fd)

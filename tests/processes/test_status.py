@@ -9,6 +9,7 @@ import pytest
 from supervisor import lock, status
 from supervisor.history import LINE_MAX_BYTES, History
 from supervisor.loop import EX_OK
+from supervisor.report import Journal
 from tests.conftest import wait_until
 
 REPORT = {
@@ -54,6 +55,23 @@ def test_a_journal_is_read_as_far_as_it_is_sound(tmp_path):
     assert read.unreadable.total() == len(hostile) + 1
     assert read.unreadable["cut off"] == read.unreadable["too long"] == 1
     assert "16 lines" in read.said()
+
+
+def test_a_journal_that_was_begun_anew_goes_on_from_the_one_before(tmp_path):
+    kept = Journal(str(tmp_path), max_bytes=2_000)
+    for cycle in range(40):
+        kept.write(REPORT | {"cycle": cycle})
+    kept.close()
+    before, now = (tmp_path / name for name in ("cycles.jsonl.1", "cycles.jsonl"))
+    assert 2_000 <= before.stat().st_size < 2_300
+    assert now.stat().st_mode & 0o777 == 0o600
+    cycles = [report.cycle for report in History(str(tmp_path))]
+    assert cycles == list(range(cycles[0], 40))
+    assert len(cycles) > 13
+    for last_bytes in (1, 100, 1_000, 3_000, 10_000):
+        some = [report.cycle for report in History(str(tmp_path), last_bytes=last_bytes)]
+        assert some == cycles[len(cycles) - len(some) :]
+        assert len(some) >= min(len(cycles), last_bytes // 150 - 1)
 
 
 def test_the_end_of_a_journal_is_enough_for_the_last_cycles(tmp_path):

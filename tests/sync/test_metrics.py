@@ -11,6 +11,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from supervisor import metrics, settings
 from supervisor.errors import CATALOGUE
+from supervisor.report import Journal
 from tests.conftest import ROOT, wait_until
 from worker.metrics import METRICS
 
@@ -297,6 +298,20 @@ def test_another_journal_counts_from_its_start_however_long_it_is(tmp_path):
     journal.write_text(line * 3)
     seen = written(tmp_path)
     assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == 4
+
+
+def test_no_cycle_is_lost_or_counted_twice_when_the_journal_is_begun_anew(tmp_path):
+    kept = Journal(str(tmp_path), max_bytes=1_000)
+    for cycle in range(1, 60):
+        kept.write(LINE | {"cycle": cycle})
+        if cycle % 7 == 0 or cycle > 50:
+            seen = written(tmp_path)
+            assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == cycle
+    kept.close()
+    (tmp_path / "metrics.json").unlink()
+    left = sum((tmp_path / name).read_bytes().count(b"\n") for name in ("cycles.jsonl", "cycles.jsonl.1"))
+    seen = written(tmp_path)
+    assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == left
 
 
 def test_a_line_that_is_still_cut_off_is_counted_once_it_is_known_to_stay_so(tmp_path):
