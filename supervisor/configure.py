@@ -1,6 +1,10 @@
 """The settings as the parent gets them: read in a worker, answered as a plan or as faults."""
 
+import json
+import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from supervisor.clock import Clock
@@ -21,12 +25,23 @@ class ConfigError(Exception):
 
 def load(env_file: str | None) -> Plan:
     """Have the settings read and checked in a child. Raises ConfigError."""
-    return answered(call(JOB, {"env_file": env_file}, Clock()))
+    with answer_file() as fd:
+        return answered(call(JOB, {"env_file": env_file}, Clock(), result_fd=fd), fd)
 
 
-def answered(run: Run) -> Plan:
+@contextmanager
+def answer_file() -> Iterator[int]:
+    """Yield the descriptor of an unnamed file for an answer of any size."""
+    fd = os.memfd_create("answer", os.MFD_CLOEXEC)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def answered(run: Run, answer_fd: int) -> Plan:
     """Return the plan that a worker of `JOB` answered. Raises ConfigError."""
-    return from_message(_answer(run, "the settings could not be read")["plan"])
+    return from_message(_answer(run, "the settings could not be read", answer_fd)["plan"])
 
 
 def command(target: str, arguments: dict[str, Any]) -> int:
@@ -39,12 +54,14 @@ def command(target: str, arguments: dict[str, Any]) -> int:
     return int(_answer(run, f"{target} did not come to its end")["exit"])
 
 
-def _answer(run: Run, failed: str) -> dict[str, Any]:
+def _answer(run: Run, failed: str, answer_fd: int = -1) -> dict[str, Any]:
     outcome, error = judge(run.evidence)
     if outcome != "ok" or run.evidence.result is None:
         seen = error or {"type": outcome, "message": "", "traceback": ""}
         raise ConfigError(f"redcap-sync: {failed}: {seen['type']}: {seen['message']}\n{seen['traceback']}")
     answer: dict[str, Any] = run.evidence.result["summary"]
+    if answer_fd >= 0:
+        answer = json.loads(os.pread(answer_fd, os.fstat(answer_fd).st_size, 0))
     if "faults" in answer:
         raise ConfigError(listed([(fault["variable"], fault["message"]) for fault in answer["faults"]]))
     return answer

@@ -19,12 +19,16 @@ class Errand:
         self._clock = clock
         self._again = False
 
-    def ask(self, arguments: dict[str, Any]) -> None:
-        """Start it, or note that it is to be done once more. Raises OSError when no process can be started."""
+    def ask(self, arguments: dict[str, Any], answer_fd: int = -1) -> None:
+        """Start it, or note that it is to be done once more. Raises OSError when no process can be started.
+
+        What it returns goes into `answer_fd` as JSON, where one is given.
+        """
         if self.worker:
             self._again = True
             return
-        self.worker = Worker(self._job, "", self._clock, on_output=Lines(self._job.name).feed)
+        output = Lines(self._job.name).feed
+        self.worker = Worker(self._job, "", self._clock, on_output=output, result_fd=answer_fd)
         self.worker.assign(begin(self._job, self._clock, arguments=arguments))
 
     def take(self) -> Run | None:

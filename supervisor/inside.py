@@ -7,6 +7,7 @@ import faulthandler
 import gc
 import inspect
 import io
+import json
 import os
 import resource
 import signal
@@ -62,7 +63,7 @@ class SummaryError(Exception):
 def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, spec: Spec) -> NoReturn:
     """Be a worker until the supervisor closes the channel."""
     try:
-        _first_steps(channel, output_fd, words_fd, spec)
+        _first_steps(channel, output_fd, words_fd, result_fd, spec)
         messages.send(channel, {"kind": "started", "data_limit_bytes": resource.getrlimit(resource.RLIMIT_DATA)[0]})
         _tell_of_children(channel, words_fd)
         while (message := messages.receive(channel)) is not None:
@@ -82,7 +83,7 @@ def main(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, 
     _leave(code)
 
 
-def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Spec) -> None:
+def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, result_fd: int, spec: Spec) -> None:
     gc.freeze()  # a collection here would write into, and so copy, every page shared with the parent
     os.setsid()  # Ctrl-C of the terminal is the supervisor's affair
     _default_signals()
@@ -96,7 +97,7 @@ def _first_steps(channel: socket.socket, output_fd: int, words_fd: int, spec: Sp
         if isinstance(sys.stdout, io.TextIOWrapper):
             sys.stdout.reconfigure(line_buffering=True)  # a line is in the log when it is printed, and survives a kill
         if spec.job.start_method == "fork":
-            _close_all_but({0, 1, 2, channel.fileno(), output_fd, words_fd})
+            _close_all_but({0, 1, 2, channel.fileno(), output_fd, words_fd, max(0, result_fd)})
         os.umask(0o077)
     os.close(output_fd)
     # /proc/self belongs to root as soon as the process is not dumpable: these two come first.
@@ -199,6 +200,10 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
             summary = _call(find(spec.job.target), cycle)
         else:
             summary = find(spec.job.target)(**message["arguments"])
+            if result_fd >= 0:  # of any size: what a thousand jobs are goes through no packet
+                with os.fdopen(result_fd, "w", encoding="utf-8", closefd=False) as file:
+                    json.dump(summary, file)
+                summary = None
         result |= {"ok": True, "summary": _checked(summary)}
     except BaseException as error:
         result |= {"ok": False, "error": failure.describe(error, _backstop(error))}

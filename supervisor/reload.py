@@ -1,6 +1,7 @@
 """SIGHUP: the settings read again, in a worker like any other, while the loop goes on."""
 
 import logging
+import os
 
 from supervisor import configure, log
 from supervisor.clock import Clock
@@ -14,13 +15,16 @@ class Reload:
     def __init__(self, env_file: str | None, clock: Clock) -> None:
         self.errand = Errand(configure.JOB, clock)
         self._arguments = {"env_file": env_file}
+        self._answer_fd = -1
 
     def ask(self) -> None:
         """Start to read; while it is being read, once more behind it."""
         if self.errand.worker is None:
             log.say("reloading", text="reading the settings again")
         try:
-            self.errand.ask(self._arguments)
+            if self._answer_fd < 0:
+                self._answer_fd = os.memfd_create("answer", os.MFD_CLOEXEC)
+            self.errand.ask(self._arguments, self._answer_fd)
         except OSError as error:
             _refuse(f"no process could be started ({error})")
 
@@ -35,12 +39,14 @@ class Reload:
             return None
         plan = old
         try:
-            plan = configure.answered(run)
+            plan = configure.answered(run, self._answer_fd)
             if plan.state_dir != old.state_dir:
                 _refuse("SUPERVISOR_STATE_DIR can't change while the service runs: restart it")
                 plan = old
         except configure.ConfigError as error:
             _refuse(str(error))
+        os.close(self._answer_fd)
+        self._answer_fd = -1
         if self.errand.asked_again():
             self.ask()
         return plan

@@ -94,7 +94,9 @@ def start(job: JobPlan, state_dir: str, work: inside.Work | None = None, result_
             undo.callback(os.close, words_fd)
             # The offset is shared with the child: without this, what comes after a truncation leaves a hole.
             fcntl.fcntl(words_fd, fcntl.F_SETFL, os.O_APPEND)
-            given = [Descriptor(fd, library.__name__) for fd in (output_theirs, words_fd, result_fd)[: 2 + bool(work)]]
+            given = [
+                Descriptor(fd, library.__name__) for fd in (output_theirs, words_fd, result_fd)[: 2 + (result_fd >= 0)]
+            ]
             process = library.get_context(job.start_method).Process(target=_main, args=(theirs, spec, *given))
             with ExitStack() as spare:  # multiprocessing leaks one of its pipes when there is no room for both
                 for _ in range(SPARE_FDS):

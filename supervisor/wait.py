@@ -31,10 +31,13 @@ def wait(workers: list[Worker], extra_fds: list[int], timeout_s: float) -> list[
     return [fd for fd in ready if fd not in owners]
 
 
-def call(job: JobPlan, arguments: dict[str, Any], clock: Clock, stream: TextIO | None = None) -> Run:
+def call(
+    job: JobPlan, arguments: dict[str, Any], clock: Clock, stream: TextIO | None = None, result_fd: int = -1
+) -> Run:
     """Run one function in a worker of its own, to its end: for what is too heavy for the parent.
 
-    What it prints goes to `stream`, else standard error. Raises OSError when no process can be started.
+    What it prints goes to `stream`, else standard error; what it returns into `result_fd` as JSON, where one is given.
+    Raises OSError when no process can be started.
     """
     to = stream or sys.stderr
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
@@ -44,7 +47,7 @@ def call(job: JobPlan, arguments: dict[str, Any], clock: Clock, stream: TextIO |
             to.write(text)
             to.flush()
 
-    worker = Worker(job, "", clock, on_output=write)
+    worker = Worker(job, "", clock, on_output=write, result_fd=result_fd)
     return to_its_end(worker, begin(job, clock, arguments=arguments), clock)
 
 

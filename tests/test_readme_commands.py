@@ -232,6 +232,7 @@ AT_LENGTH = {
     "memory": "needs a network for its peers, and a minute",
     "sync": "needs a network for its peers, and minutes",
     "upsert": "minutes",
+    "fleet": "minutes",
     "peers": "needs a network for its peers, and minutes",
 }
 

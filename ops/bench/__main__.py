@@ -12,6 +12,7 @@ PROOFS = {
     "sync": "records a second and memory of a sync, against PyCap (some minutes; [RECORDS ...])",
     "report": "how long the report of a year of cycles takes, and how large it is",
     "memory": "what a data frame, plain dicts and this hold over 48 cycles; draws the README's picture",
+    "fleet": "200 projects over one, two and four Celery workers (some minutes; [PROJECTS])",
     "upsert": "which way into PostgreSQL is the fastest ([URL])",
     "peers": "empty cycles a second against others that start a process a task",
 }

@@ -1,8 +1,11 @@
 """The settings: read in a child, every fault in one list, by variable name."""
 
+import signal
+
 import pytest
 
 from supervisor.settings import duration_s
+from tests.conftest import wait_until
 
 
 @pytest.mark.parametrize(
@@ -214,3 +217,19 @@ def test_names_that_no_variable_can_have(cli, tmp_path):
 @pytest.mark.parametrize("job", ["asks_wrongly", "asks_and_fails"])
 def test_a_job_whose_own_check_is_broken_still_has_its_cycle(cli, job):
     assert cli.run("once", SUPERVISOR_JOB=f"jobs:{job}").code == 0
+
+
+def test_a_thousand_jobs_are_no_more_than_a_file(cli, tmp_path):
+    """Their plan has several hundred kilobytes, more than goes through a packet."""
+    jobs = tmp_path / "jobs.toml"
+    tables = "".join(f'[jobs.project-{number}]\njob = "jobs:ok"\ninterval = "1h"\n' for number in range(1_000))
+    jobs.write_text(tables)
+    service = cli.start("run", SUPERVISOR_JOBS_FILE=str(jobs), SUPERVISOR_MAX_WORKERS="4")
+    try:
+        cli.reports_of(1)
+        jobs.write_text(tables.replace("1h", "2h") + '[jobs.last]\njob = "jobs:ok"\n')
+        service.send_signal(signal.SIGHUP)
+        wait_until(lambda: '"reloaded","jobs":1001' in service.stderr.readline())
+    finally:
+        service.send_signal(signal.SIGTERM)
+        cli.finish(service)
