@@ -9,6 +9,7 @@ import re
 import resource
 import shutil
 import subprocess
+import tempfile
 import textwrap
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +65,11 @@ def _printed(one: Line, look: dict[str, Any]) -> str:
 
 def _lines(seen: Reading) -> Iterator[Line]:
     for fault in seen.faults:
-        yield line("settings", "fault", f"{fault['variable']}: {fault['message']}", code="ConfigInvalid")
+        source = seen.source(fault["variable"].partition(" ")[0])
+        remedy = (
+            f"it is set by {source}: correct it there" if source else "set it (`redcap-sync config --example` has all)"
+        )
+        yield line("settings", "fault", f"{fault['variable']}: {fault['message']}", remedy, "ConfigInvalid")
     if seen.settings and not seen.faults:
         yield _settings(seen)
     for name, near in seen.misspelt():
@@ -76,8 +81,9 @@ def _lines(seen: Reading) -> Iterator[Line]:
     yield _disk(state_dir)
     if seen.settings:
         ceilings = sorted((int(job.settings.rss_ceiling) for job in seen.jobs), reverse=True)
-        yield _memory(sum(ceilings[: seen.settings.max_workers]) or int(seen.settings.rss_ceiling))
-        yield from _init(max([job.settings.grace for job in seen.jobs] or [seen.settings.grace]), ceilings[:1])
+        at_once = ceilings[: seen.settings.max_workers] or [int(seen.settings.rss_ceiling)]
+        yield _memory(sum(at_once))
+        yield from _init(max([job.settings.grace for job in seen.jobs] or [seen.settings.grace]), at_once)
     if seen.faults:
         yield line("job", "skipped", "not looked at before the settings are right")
         return
@@ -109,7 +115,13 @@ def _of_job(job: Job, state_dir: str, *, named: bool) -> Iterator[Line]:
                 yield line(**{**one, "name": prefix + str(one["name"])})
     except (Exception, SystemExit) as error:
         seen = failure.describe(error)
-        yield line(prefix + "check", "fault", f"the job's own check failed: {seen['type']}: {seen['message']}")
+        yield line(
+            prefix + "check",
+            "fault",
+            f"the job's own check failed: {seen['type']}: {seen['message']}",
+            "mend it",
+            "JobError",
+        )
 
 
 def _existing(path: str) -> str:
@@ -122,8 +134,11 @@ def _existing(path: str) -> str:
 def _state_dir(path: str) -> Line:
     there = _existing(path)
     name = "state directory"
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):
-        found = f"{path} can't be used: {there} is no folder that we may write to"
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        found = f"{path} can't be used: {there} takes no file of ours ({error.strerror})"
         return line(name, "fault", found, "set SUPERVISOR_STATE_DIR, or give us that folder", "StateDirUnusable")
     if there != os.path.abspath(path):
         return line(name, "ok", f"{path}, made at the first start")
@@ -187,17 +202,19 @@ def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
     if cgroup.ends_whole_group():
         found = "the kernel ends all of our control group together (memory.oom.group is 1)"
         yield line("init system", "fault", found, "set it to 0 (systemd: OOMPolicy=continue)", "InitDefeats")
-    for name, number in (("RLIMIT_AS", resource.RLIMIT_AS), ("RLIMIT_DATA", resource.RLIMIT_DATA)):
-        soft, _ = resource.getrlimit(number)
-        if soft != resource.RLIM_INFINITY and ceilings and soft < ceilings[0]:
-            found = f"{name} is {_mb(soft)} here, below the ceiling: a worker gets a MemoryError before it"
+    # The soft limit of data is the backstop of this very child.
+    limits = {"RLIMIT_AS": resource.getrlimit(resource.RLIMIT_AS)[0]}
+    limits["RLIMIT_DATA"] = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    for name, limit in limits.items():
+        if limit != resource.RLIM_INFINITY and ceilings and limit < ceilings[0]:
+            found = f"{name} is {_mb(limit)} here, below the ceiling: a worker gets a MemoryError before it"
             yield line("limits", "note", found, "raise it (ulimit -v, -d), or lower SUPERVISOR_RSS_CEILING")
     units = _units()
     if not units:
         yield line("init system", "ok", f"no unit {UNITS} that systemd would know of")
     for unit in units:
         properties = _properties(unit)
-        problems = list(_problems(properties, grace_s))
+        problems = list(_problems(properties, grace_s, sum(ceilings)))
         if "KillMode" not in properties:
             yield line("init system", "note", f"systemctl does not tell of {unit}", "run this where it does")
         elif problems:
@@ -207,7 +224,11 @@ def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
             yield line("init system", "ok", f"{unit} lets a worker be ended alone, and drain")
 
 
-def _problems(unit: dict[str, str], grace_s: float) -> Iterator[tuple[str, str]]:
+def _problems(unit: dict[str, str], grace_s: float, allowed_bytes: int) -> Iterator[tuple[str, str]]:
+    memory = unit.get("MemoryMax", "")
+    if memory.isdecimal() and int(memory) < allowed_bytes + PARENT_BYTES:
+        found = f"MemoryMax={_mb(int(memory))}, and the ceilings allow {_mb(allowed_bytes)} at once"
+        yield found, "lower SUPERVISOR_RSS_CEILING, or raise MemoryMax"
     policy, mode, stop = (unit.get(name, "") for name in ("OOMPolicy", "KillMode", "TimeoutStopUSec"))
     if policy in ("stop", "kill"):
         yield f"OOMPolicy={policy}, so that the whole service ends with a worker", "set OOMPolicy=continue"
@@ -229,7 +250,7 @@ def _units() -> list[str]:
 
 
 def _properties(unit: str) -> dict[str, str]:
-    said = _systemctl("show", unit, "--property=OOMPolicy,KillMode,TimeoutStopUSec")
+    said = _systemctl("show", unit, "--property=OOMPolicy,KillMode,TimeoutStopUSec,MemoryMax")
     return dict(one.split("=", 1) for one in said.splitlines() if "=" in one)
 
 

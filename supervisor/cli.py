@@ -79,6 +79,8 @@ def _short(arguments: argparse.Namespace) -> int:
     except configure.ConfigError as error:
         print(error, file=sys.stderr)
         return EX_CONFIG
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def _open_standard_streams() -> None:

@@ -102,7 +102,10 @@ def show(env_file: str | None, *, as_json: bool, example: bool, look: dict[str, 
         return {"exit": 0}
     seen = read(env_file)
     if seen.faults or seen.settings is None:
-        return {"faults": [*seen.faults, *seen.hints()]}
+        sources = [seen.source(one["variable"].partition(" ")[0]) for one in seen.faults]
+        said = [f" (set by {source})" if source else "" for source in sources]
+        faults = [{**one, "message": one["message"] + more} for one, more in zip(seen.faults, said, strict=True)]
+        return {"faults": [*faults, *seen.hints()]}
     found = rows(seen)
     unknown = [{"variable": name, "nearest": near or None} for name, near in seen.misspelt()]
     if as_json:

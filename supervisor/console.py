@@ -100,8 +100,8 @@ def parts(job: str, stretch: Stretch, now_s: float, rss_bytes: int, ceiling_byte
     shown = [(0, terminal.plain(job))]
     if total:
         shown.append((9, terminal.bar(stretch.done, total, BAR_CELLS)))
-        shown.append((2, f"{max(0, min(100, 100 * stretch.done // total))} %"))
-    shown.append((1, f"{count} {terminal.plain(stretch.unit)}".rstrip()))
+        shown.append((1, f"{max(0, min(100, 100 * stretch.done // total))} %"))
+    shown.append((2, f"{count} {terminal.plain(stretch.unit)}".rstrip()))
     if rate:
         shown.append((5, f"{rate:,.0f}/s" if rate >= 10 else f"{rate:.1f}/s"))
     shown.append((4, f"{rss_bytes / 1e6:,.0f} of {ceiling_bytes / 1e6:,.0f} MB"))

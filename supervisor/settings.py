@@ -207,6 +207,12 @@ class Reading:
     jobs: list[Job] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
 
+    def source(self, variable: str) -> str:
+        """Return what sets a variable, in words; empty when nothing does."""
+        if variable in self.overlay:
+            return "the env file"
+        return "the environment" if variable in os.environ else ""
+
     def misspelt(self) -> list[tuple[str, str]]:
         """Return the variables that are set and mean nothing, each with the nearest name that does, if one is near."""
         models: list[type[BaseSettings]] = [Settings, *(model for job in self.jobs for model in job.models)]
@@ -216,14 +222,7 @@ class Reading:
         for one in sorted(given):
             for prefix, known in names.items():
                 if one.startswith(prefix) and one not in known:
-                    near = difflib.get_close_matches(one, known, 1, NEAR_ENOUGH)
-                    # Of SUPERVISOR_GRACE and SUPERVISOR_GROUP most letters are the prefix.
-                    rest = (
-                        difflib.SequenceMatcher(None, one.removeprefix(prefix), near[0].removeprefix(prefix))
-                        if near
-                        else None
-                    )
-                    found.append((one, near[0] if rest and rest.ratio() >= NEAR_ENOUGH else ""))
+                    found.append((one, _nearest(one.removeprefix(prefix), prefix, known)))
         return found
 
     def hints(self) -> list[Fault]:
@@ -241,6 +240,16 @@ class Reading:
         odd = {"variable": "SUPERVISOR_METRICS_FILE", "message": f"is {file}: node_exporter reads names in .prom only"}
         ceilings = [{"variable": "SUPERVISOR_RSS_CEILING", "message": one} for one in sorted(follows)]
         return [*self.hints(), *ceilings, *([odd] if file and file.suffix != ".prom" else [])]
+
+
+def _nearest(rest: str, prefix: str, known: Sequence[str]) -> str:
+    """Return the name that is meant; of SUPERVISOR_GRACE and SUPERVISOR_GROUP most letters are the prefix."""
+    by_rest = {one.removeprefix(prefix): one for one in known}
+    if near := difflib.get_close_matches(rest, by_rest, 1, NEAR_ENOUGH):
+        return by_rest[near[0]]
+    words = set(rest.split("_"))  # REDCAP_TOKEN, REDCAP_URL: a word was left out, or one added
+    shared = [one for one in by_rest if words < set(one.split("_")) or words > set(one.split("_"))]
+    return by_rest[min(shared, key=len)] if shared else ""
 
 
 def read(env_file: str | None) -> Reading:

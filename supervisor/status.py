@@ -101,7 +101,8 @@ def look(state_dir: str) -> dict[str, Any]:
     jobs = [_job(one, now_s, cycles) for one in found.jobs] if found else []
     reasons = []
     if pid is None:
-        reasons.append({"code": "NotRunning", "text": f"no instance holds {state_dir}"})
+        text = f"no instance holds {state_dir}; if the service has another SUPERVISOR_STATE_DIR, give this command the same"
+        reasons.append({"code": "NotRunning", "text": text})
     elif found is None:
         text = f"pid {pid} holds {state_dir}, and has not written down there what it does"
         reasons.append({"code": "StateDirUnusable", "text": text})
@@ -119,7 +120,7 @@ def look(state_dir: str) -> dict[str, Any]:
         "state_dir": state_dir,
         "jobs": jobs,
         "last_cycles": [_shown(one) for one in reversed(cycles[-SHOWN_CYCLES:])],
-        "journal": history.said(),
+        "journal": history.said() and f"{history.said()}, of its last {TAIL_BYTES // 1_000_000} MB",
     }
 
 

@@ -1,6 +1,7 @@
 """Wait for workers: all of them at once in the loop, a single one to its end in `call`."""
 
 import codecs
+import errno
 import select
 import sys
 from typing import Any, TextIO
@@ -39,13 +40,19 @@ def call(
     What it prints goes to `stream`, else standard error; what it returns into `result_fd` as JSON, where one is given.
     Raises OSError when no process can be started.
     """
-    to = stream or sys.stderr
+    to: TextIO | None = stream or sys.stderr
     decoder = codecs.getincrementaldecoder("utf-8")("replace")  # a chunk may end within a character
 
     def write(chunk: bytes) -> None:
-        if text := decoder.decode(chunk, final=not chunk):
-            to.write(text)
-            to.flush()
+        nonlocal to
+        if (text := decoder.decode(chunk, final=not chunk)) and to:
+            try:
+                to.write(text)
+                to.flush()
+            except OSError as error:  # nobody reads any more: no more is written; a full disk is told
+                if stream and error.errno != errno.EPIPE:
+                    print(f"redcap-sync: standard output: {error.strerror}", file=sys.stderr)
+                to = None
 
     worker = Worker(job, "", clock, on_output=write, result_fd=result_fd)
     return to_its_end(worker, begin(job, clock, arguments=arguments), clock)

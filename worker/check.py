@@ -16,7 +16,7 @@ from zoneinfo import ZoneInfo
 import requests
 
 from worker import project, settings
-from worker.errors import CATALOGUE, ServerUnreachable, SyncError, TlsFailed, TokenRefused
+from worker.errors import CATALOGUE, ServerUnreachable, SyncError, TlsFailed, TokenRefused, ZoneWrong
 from worker.ids import IdList
 from worker.log_export import read_log, server_offset
 from worker.project import Structure
@@ -149,10 +149,7 @@ class _Look:
                 ends = ssl.cert_time_to_seconds(str((secure.getpeercert() or {})["notAfter"]))
                 version = secure.version()
         except ssl.SSLCertVerificationError as error:
-            raise TlsFailed(
-                f"the certificate of {host} is not accepted ({error.verify_message}): if your institution signs its "
-                "own, name its bundle in REDCAP_CA_BUNDLE"
-            ) from None
+            raise TlsFailed(f"the certificate of {host} is not accepted ({error.verify_message})") from None
         except ssl.SSLError as error:
             raise TlsFailed(
                 f"{host} port {port} does not speak TLS with us ({error.reason}): is it the right port?"
@@ -175,7 +172,11 @@ class _Look:
             version = ""  # it answers: what of the token is at fault comes next
         took_ms = (time.monotonic() - started_s) * 1000
         if not re.fullmatch(r"\d+(\.\d+)+.*", version):
-            return "note", f"it answers in {took_ms:.0f} ms, and does not tell its version", ""
+            return (
+                "note",
+                f"it answers in {took_ms:.0f} ms, and does not tell its version",
+                "the next lines say why, or it is no REDCap",
+            )
         return "ok", f"REDCap {version}, answers in {took_ms:.0f} ms", ""
 
     def token(self) -> Found:
@@ -209,9 +210,11 @@ class _Look:
             of_people = len(self.structure.identifiers.intersection(hidden))
             found = f"{len(hidden):,} fields are hidden from the token, {of_people:,} of them marked as identifiers"
             return "note", found, "if they are wanted, give its user the right to export them (Full Data Set)"
-        group = "" if reader.sees_all_records() else "; its user is in a data access group and sees its records alone"
+        if not reader.sees_all_records():
+            found = "its user is in a data access group, and sees the records of that group alone"
+            return "note", found, "if all are wanted, take a token of a user in no group"
         identifiers = len(self.structure.identifiers)
-        return "ok", f"all that is asked for, {identifiers:,} fields marked as identifiers among it{group}", ""
+        return "ok", f"all that is asked for, {identifiers:,} fields marked as identifiers among it", ""
 
     def logging_right(self) -> Found:
         """See whether the token may read the log."""
@@ -241,8 +244,9 @@ class _Look:
             offset = moment.astimezone(ZoneInfo(self.redcap.timezone)).utcoffset() or timedelta()
             set_s = int(offset.total_seconds())
             if seen_s is not None and seen_s != set_s:
-                found = f"REDCAP_TIMEZONE is {self.redcap.timezone} ({_utc(set_s)} now), the server's log has {_utc(seen_s)}"
-                return "fault", found, "unset REDCAP_TIMEZONE, or set the server's own"
+                raise ZoneWrong(
+                    f"REDCAP_TIMEZONE is {self.redcap.timezone} ({_utc(set_s)} now), the server's log has {_utc(seen_s)}"
+                )
             return "ok", f"{self.redcap.timezone}, {_utc(set_s)} now (setting)", ""
         if seen_s is not None:
             return "ok", f"{_utc(seen_s)} (the server's log)", ""

@@ -36,7 +36,8 @@ ServerUnreachable = _kind(
 TlsFailed = _kind(
     "TlsFailed",
     "The server's certificate is not accepted.",
-    "If your institution signs its own, name its bundle in `REDCAP_CA_BUNDLE`; if it has expired, tell the server's administrator.",
+    "If your institution signs its own, name its bundle in `REDCAP_CA_BUNDLE`; if the name is another or it has expired, tell the "
+    "server's administrator; if there is no TLS at all, look at the address and its port.",
 )
 ServerTooSlow = _kind(
     "ServerTooSlow",
@@ -67,6 +68,12 @@ RequestRefused = _kind(
     "RequestRefused",
     "The server does not accept the request.",
     "Compare `REDCAP_FIELDS`, `REDCAP_FORMS`, `REDCAP_EVENTS` and `REDCAP_FILTER_LOGIC` with the project, and the address with its API page.",
+)
+ApiNotThere = _kind(
+    "ApiNotThere",
+    "The server has no API at the address (status 404).",
+    "Copy `REDCAP_API_URL` from the project's API page; it ends in `/api/`.",
+    RequestRefused,
 )
 NotRedcap = _kind(
     "NotRedcap",
@@ -120,10 +127,15 @@ RecordsUnconfirmed = _kind(
 SinkFailed = _kind(
     "SinkFailed",
     "The database does not take what it should.",
-    "Look at `SYNC_SINK`, that its server runs and its user may create tables, and at the room on its disk.",
+    "Look at `SYNC_SINK`: that its server runs, that the database (or folder) and the user are there, that the user may create tables, and at the room on its disk.",
 )
 SinkBusy = _kind(
     "SinkBusy", "Another sync works on the same project in the same database.", "Run one instance for a project."
+)
+ZoneWrong = _kind(
+    "ZoneWrong",
+    "`REDCAP_TIMEZONE` is not the zone of the server's log.",
+    "Unset `REDCAP_TIMEZONE`, or set the server's own: with another one, edits would be missed or read twice.",
 )
 StateFailed = _kind(
     "StateFailed",

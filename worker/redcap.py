@@ -248,7 +248,7 @@ class Client:
                 "a page instead of an error text means that a firewall or a ban stands before REDCap"
             )
         if status == 404:
-            raise errors.RequestRefused("the server has no API at this address (status 404): check REDCAP_API_URL")
+            raise errors.ApiNotThere("the server has no API at this address (status 404): check REDCAP_API_URL")
         raise said or errors.RequestRefused(f"the server refuses the request (status {status}) and does not say why")
 
     def _error_text(self, response: requests.Response) -> str:

@@ -35,8 +35,7 @@ NOTHING = float("nan")
 def show(env_file: str | None, output: str | None) -> dict[str, Any]:
     """Do `redcap-sync report`: write the page, say where, and return the exit code."""
     if missing := [name for name in ("jinja2", "plotly") if not find_spec(name)]:
-        text = f"needs {' and '.join(missing)}: pip install 'redcap-sync-supervisor[report]'"
-        return {"faults": [{"variable": "report", "message": text}]}
+        return _failed(f"it needs {' and '.join(missing)}: pip install 'redcap-sync-supervisor[report]'")
     seen = settings.read(env_file)
     # The journal is worth a look also when a setting is wrong by now.
     given = seen.settings.state_dir if seen.settings else os.environ.get("SUPERVISOR_STATE_DIR")
@@ -47,10 +46,15 @@ def show(env_file: str | None, output: str | None) -> dict[str, Any]:
         content, cycles = make(history, seen, state_dir)
         files.replace(path, content, 0o600)
     except OSError as error:
-        return {"faults": [{"variable": "report", "message": f"{error.filename or path}: {error.strerror}"}]}
+        return _failed(f"{error.filename or path}: {error.strerror}: write it elsewhere with -o FILE")
     of = f"{cycles:,} cycle{'' if cycles == 1 else 's'}"
     print(terminal.plain(f"{path}: {of}, {len(content) / 1e6:.1f} MB"))
     return {"exit": 0}
+
+
+def _failed(why: str) -> dict[str, Any]:
+    print(terminal.plain(f"redcap-sync: no report was written: {why}"))
+    return {"exit": 1}
 
 
 def make(history: History, seen: settings.Reading, state_dir: str) -> tuple[bytes, int]:

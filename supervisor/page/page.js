@@ -37,6 +37,7 @@
   const CONFIG = { responsive: true, displaylogo: false, plotlyServerURL: "", modeBarButtons: [["toImage", "zoom2d", "pan2d", "zoomIn2d", "zoomOut2d", "resetScale2d"]] };
   const DASHES = ["solid", "dash", "dot", "dashdot", "longdash", "longdashdot"];
 
+  const PAPER_PX = 680; // the width of A4 between its margins: the window's may be twice that
   const layout = (unit, more) => {
     const l = look();
     const axis = { gridcolor: l.line, linecolor: l.line, zerolinecolor: l.line };
@@ -44,10 +45,24 @@
       paper_bgcolor: l.paper, plot_bgcolor: l.paper, font: { color: l.text, family: "system-ui, sans-serif", size: 13 },
       margin: { l: 60, r: 12, t: 8, b: 36 }, hovermode: "x unified", showlegend: true, hoverlabel: { bgcolor: l.paper, font: { color: l.text } },
       legend: { orientation: "h", y: -0.18, traceorder: "normal" }, dragmode: matchMedia("(pointer: coarse)").matches ? false : "zoom",
-      xaxis: { ...axis, type: "date", ...(range ? { range } : {}) }, yaxis: { ...axis, rangemode: "tozero", fixedrange: true, title: { text: unit } }, ...more,
+      xaxis: { ...axis, type: "date", ...(range ? { range } : {}) }, yaxis: { ...axis, rangemode: "tozero", fixedrange: true, title: { text: unit } },
+      ...(printing ? { width: PAPER_PX, autosize: false } : { autosize: true }), ...more,
     };
   };
   const line = (name, x, y, i, more) => ({ type: "scatter", mode: "lines", name: plain(name), x, y, line: { color: look().colors[i % 8], width: 1.5, dash: DASHES[i % 6] }, ...more });
+
+  // How many cycles ended in which way, by day, or by hour where there are few.
+  const counted = () => {
+    const x = column(job, "at_ms"), outcome = column(job, "outcome");
+    const step = x[x.length - 1] - x[0] > 4 * DAY_MS ? DAY_MS : DAY_MS / 24;
+    const bins = new Map();
+    x.forEach((at, i) => {
+      const bin = Math.floor(at / step) * step;
+      if (!bins.has(bin)) bins.set(bin, new Uint32Array(outcomes.length));
+      bins.get(bin)[outcome[i]]++;
+    });
+    return { step, bins };
+  };
 
   const charts = {
     memory() {
@@ -78,14 +93,7 @@
       return [traces, layout("a cycle")];
     },
     outcomes() {
-      const x = column(job, "at_ms"), outcome = column(job, "outcome");
-      const step = x[x.length - 1] - x[0] > 4 * DAY_MS ? DAY_MS : DAY_MS / 24;
-      const bins = new Map();
-      x.forEach((at, i) => {
-        const bin = Math.floor(at / step) * step;
-        if (!bins.has(bin)) bins.set(bin, new Uint32Array(outcomes.length));
-        bins.get(bin)[outcome[i]]++;
-      });
+      const { step, bins } = counted();
       const at = [...bins.keys()], patterns = ["", "/", "x", "\\", "-", "|", "+"];
       const traces = outcomes.map((name, o) => ({
         type: "bar", name, x: at, y: at.map(bin => bins.get(bin)[o]), xperiod: step, xperiodalignment: "start", offset: 0, width: step,
@@ -98,7 +106,6 @@
     memory: () => [["peak", "worker's peak, bytes"], ["ceiling", "ceiling, bytes"], ["parent", "supervisor, bytes"]],
     durations: () => [["duration_s", "whole cycle, s"], ...job.phases.map(name => ["summary." + name, name])],
     figures: () => job.figures.map(name => ["summary." + name, name]),
-    outcomes: () => [],
   };
 
   const draw = async id => {
@@ -141,31 +148,41 @@
     event.preventDefault();
   };
 
-  // A table is made when it is opened, a page of rows at a time.
-  const table = (details, first) => {
-    const columns = TABLES[details.dataset.chart](), place = details.querySelector("div");
+  // A table is made when it is opened, a page of rows at a time, the last one first.
+  const time = at => new Date(at).toISOString().slice(0, 19).replace("T", " ");
+  const figures = chart => {
+    if (chart === "outcomes") {
+      const { bins } = counted(), at = [...bins.keys()].sort((a, b) => a - b);
+      return { heads: ["from, UTC", ...outcomes], count: at.length, row: i => [time(at[i]), ...bins.get(at[i])] };
+    }
     const at = column(job, "at_ms"), cycle = column(job, "cycle"), outcome = column(job, "outcome"), code = column(job, "code");
-    const values = columns.map(([name]) => column(job, name));
+    const columns = TABLES[chart](), values = columns.map(([name]) => column(job, name));
+    return {
+      heads: ["start, UTC", "cycle", "outcome", "error", ...columns.map(one => one[1])], count: job.count,
+      row: i => [time(at[i]), cycle[i], outcomes[outcome[i]], header.codes[code[i]], ...values.map(one => Number.isNaN(one[i]) ? "" : +one[i].toPrecision(7))],
+    };
+  };
+  const table = (details, wanted) => {
+    const { heads, count, row } = figures(details.dataset.chart);
+    const first = Math.min(count, wanted), last = Math.max(0, first - PAGE_ROWS);
     const element = (tag, text, more) => Object.assign(document.createElement(tag), { textContent: text }, more);
     const made = element("table", ""), head = made.createTHead().insertRow(), body = made.createTBody();
-    const last = Math.max(0, first - PAGE_ROWS);
-    made.prepend(element("caption", `Cycles ${(last + 1).toLocaleString("en")} to ${first.toLocaleString("en")} of ${job.count.toLocaleString("en")}, the last one first`));
-    for (const name of ["start, UTC", "cycle", "outcome", "error", ...columns.map(one => one[1])]) head.append(element("th", name, { scope: "col" }));
+    made.prepend(element("caption", `Rows ${(last + 1).toLocaleString("en")} to ${first.toLocaleString("en")} of ${count.toLocaleString("en")}, the last one first`));
+    heads.forEach(name => head.append(element("th", name, { scope: "col" })));
     for (let i = first - 1; i >= last; i--) {
-      const row = body.insertRow();
-      row.append(element("th", new Date(at[i]).toISOString().slice(0, 19).replace("T", " "), { scope: "row" }));
-      for (const cell of [cycle[i], outcomes[outcome[i]], header.codes[code[i]]]) row.insertCell().textContent = cell;
-      for (const one of values) { const cell = row.insertCell(); cell.className = "n"; cell.textContent = Number.isNaN(one[i]) ? "" : +one[i].toPrecision(7); }
+      const [name, ...cells] = row(i), made = body.insertRow();
+      made.append(element("th", name, { scope: "row" }));
+      for (const cell of cells) made.append(element("td", cell, typeof cell === "number" ? { className: "n" } : {}));
     }
     const turn = (name, to, useful) => element("button", name, { type: "button", disabled: !useful, onclick: () => table(details, to) });
-    place.replaceChildren(turn("Newer", Math.min(job.count, first + PAGE_ROWS), first < job.count), turn("Older", last, last > 0), made);
+    details.querySelector("div").replaceChildren(turn("Newer", first + PAGE_ROWS, first < count), turn("Older", last, last > 0), made);
   };
 
   header.jobs.forEach((one, i) => by("job").append(new Option(one.name, i)));
   by("pick").hidden = header.jobs.length < 2;
-  const openTables = () => document.querySelectorAll("details.data").forEach(one => { if (one.open) table(one, job.count); else one.querySelector("div").replaceChildren(); });
+  const openTables = () => document.querySelectorAll("details.data").forEach(one => { if (one.open) table(one, Infinity); else one.querySelector("div").replaceChildren(); });
   by("job").onchange = async () => { job = header.jobs[by("job").value]; await drawAll(); openTables(); };
-  document.querySelectorAll("details.data").forEach(one => { one.ontoggle = () => { if (one.open) table(one, job.count); }; });
+  document.querySelectorAll("details.data").forEach(one => { one.ontoggle = () => { if (one.open) table(one, Infinity); }; });
   const last = span => { const at = column(job, "at_ms"), end = at[at.length - 1]; return span === Infinity ? null : [new Date(end - span).toISOString(), new Date(end + span / 50).toISOString()]; };
   for (const [name, span] of RANGES) {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
@@ -182,7 +199,7 @@
     by(id).addEventListener("keydown", event => key(event, id));
   }
   dark.addEventListener("change", drawAll);
-  addEventListener("beforeprint", () => { printing = true; drawAll(); Object.keys(charts).forEach(id => Plotly.Plots.resize(by(id))); });
-  addEventListener("afterprint", () => { printing = false; drawAll(); });
+  addEventListener("beforeprint", () => { printing = true; drawAll(); });
+  addEventListener("afterprint", async () => { printing = false; await drawAll(); Object.keys(charts).forEach(id => Plotly.Plots.resize(by(id))); });
   document.documentElement.dataset.drawn = "yes"; // for whoever waits for it
 })();

@@ -1,6 +1,8 @@
 """Where rows go. `open_sink` is all that the job needs of it."""
 
 import os
+import shutil
+import tempfile
 
 from sqlalchemy import URL, make_url
 
@@ -8,6 +10,9 @@ from worker.errors import SinkFailed
 from worker.sink.sql import Checkpoint, Counts, SqlSink
 
 __all__ = ["Checkpoint", "Counts", "SqlSink", "open_sink", "rehearse"]
+
+
+ROOM_MIN_BYTES = 50_000_000
 
 
 def open_sink(url: str, state_dir: str) -> SqlSink:
@@ -28,11 +33,20 @@ def rehearse(url: str, state_dir: str) -> str:
     parsed = None if feed else _url(url, state_dir)
     file = url.removeprefix("jsonl:") if parsed is None else parsed.database or ""
     if feed or (parsed and parsed.drivername == "sqlite" and not os.path.exists(file)):
-        there = os.path.abspath(file)
+        folder = os.path.abspath(file) if feed else os.path.dirname(os.path.abspath(file))
+        there = folder
         while not os.path.exists(there):
             there = os.path.dirname(there)
-        if not os.access(there, os.W_OK | os.X_OK) or not os.path.isdir(there):
-            raise SinkFailed(f"{file} can't be made: {there} is no folder that we may write to")
+        # A feed's folder and the state directory are made; another folder of a SQLite file must be there.
+        if there != folder and not feed and folder != os.path.abspath(state_dir):
+            raise SinkFailed(f"{file} can't be made: there is no folder {folder}")
+        try:
+            with tempfile.TemporaryFile(dir=there):
+                room = shutil.disk_usage(there).free
+        except OSError as error:
+            raise SinkFailed(f"{file} can't be made: {there} takes no file ({error.strerror})") from None
+        if room < ROOM_MIN_BYTES:
+            raise SinkFailed(f"{file} has {room / 1e6:,.0f} MB left on its disk")
         return f"{'the change feed in ' if feed else 'SQLite, '}{file}" + ("" if there == file else ", not made yet")
     assert parsed is not None
     sink = SqlSink(parsed, rehearsal=True)
