@@ -2,6 +2,9 @@
 
 import json
 import os
+import re
+import subprocess
+import sys
 
 import pytest
 
@@ -223,3 +226,65 @@ def test_explain_lists_all(cli):
     done = cli.run("explain", SUPERVISOR_GRACE="nonsense")
     assert done.code == 0
     assert len(done.out.splitlines()) == len(errors.catalogue(["worker.job:sync"]))
+
+
+@pytest.mark.parametrize(
+    ("given", "meant"),
+    [
+        ("REDCAP_TOKEN", "REDCAP_API_TOKEN"),
+        ("REDCAP_URL", "REDCAP_API_URL"),
+        ("SUPERVISOR_TIMEOUT", "SUPERVISOR_CYCLE_TIMEOUT"),
+        ("SUPERVISOR_CEILING", "SUPERVISOR_RSS_CEILING"),
+        ("SYNC_DELETE", "SYNC_ON_DELETE"),
+        ("REDCAP_SERVER_TIMEZONE", "REDCAP_TIMEZONE"),
+    ],
+)
+def test_a_word_that_was_left_out_or_added_is_found(ready, given, meant):
+    done = ready.run("config", **{given: "x"})
+    assert f"{given} is set and is no setting: did you mean {meant}?" in done.out
+
+
+def test_a_fault_says_where_it_is_set(ready, tmp_path):
+    (tmp_path / "settings").write_text("SUPERVISOR_MAX_WORKERS=many\n")
+    done = ready.run("config", "--env-file", str(tmp_path / "settings"), SUPERVISOR_INTERVAL="often")
+    assert done.code == 78
+    assert re.search(r"SUPERVISOR_MAX_WORKERS: .*\(set by the env file\)", done.err)
+    assert re.search(r"SUPERVISOR_INTERVAL: .*\(set by the environment\)", done.err)
+    lines = json.loads(ready.run("check", "--json", SUPERVISOR_INTERVAL="often").out)["checks"]
+    assert lines[0]["remedy"] == "it is set by the environment: correct it there"
+
+
+def test_the_limit_of_the_check_s_own_child_is_no_alarm(ready):
+    seen = checks(ready, 0, SUPERVISOR_RSS_CEILING="4GB")
+    assert "limits" not in seen
+
+
+@pytest.mark.parametrize("command", ["check", "config", "explain"])
+def test_who_stops_reading_gets_no_traceback(ready, command):
+    script = f"{sys.executable} -m supervisor {command} | head -n 1"
+    done = subprocess.run(["sh", "-c", script], env=ready.env, capture_output=True, text=True, check=True)
+    assert len(done.stdout.splitlines()) == 1
+    assert done.stderr == ""
+    script = f"{sys.executable} -m supervisor {command} > /dev/full"
+    done = subprocess.run(["sh", "-c", script], env=ready.env, capture_output=True, text=True, check=False)
+    assert "No space left on device" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_unit_s_limit_below_the_ceilings_is_found(ready, tmp_path):
+    systemctl = tmp_path / "systemctl"
+    systemctl.write_text(
+        '#!/bin/sh\n[ "$1" = list-units ] && echo redcap-sync.service loaded && exit\n'
+        "printf 'OOMPolicy=continue\\nKillMode=mixed\\nTimeoutStopUSec=45s\\nMemoryMax=268435456\\n'\n"
+    )
+    systemctl.chmod(0o755)
+    seen = checks(ready, 1, PATH=f"{tmp_path}:{os.environ['PATH']}")
+    assert "MemoryMax=268 MB" in seen["init system"]["found"]
+    assert "MemoryMax" not in str(
+        checks(ready, 0, PATH=f"{tmp_path}:{os.environ['PATH']}", SUPERVISOR_RSS_CEILING="200MB")
+    )
+
+
+def test_a_token_in_a_group_is_noted(world, ready):
+    world.api.rights = Rights(group="north")
+    assert checks(ready, 0)["export right"]["mark"] == "note"
