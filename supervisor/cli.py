@@ -9,12 +9,11 @@ from collections.abc import Sequence
 
 from supervisor import __version__, configure, lock, log, report, terminal
 from supervisor.console import Console
-from supervisor.loop import Supervisor
+from supervisor.loop import EX_TEMPFAIL, Supervisor
 from supervisor.plan import Plan
 from supervisor.state import StateFile
 from supervisor.systemd import Notifier
 
-EX_TEMPFAIL = 75
 EX_CONFIG = 78
 
 # The short commands, each done in a child: what is heavy is never imported here.
@@ -62,7 +61,7 @@ def _main(argv: Sequence[str] | None) -> int:
         print(configure.listed([("SUPERVISOR_STATE_DIR", f"{plan.state_dir} can't be used: {error}")]), file=sys.stderr)
         return EX_CONFIG
     try:
-        return _run(plan, arguments, journal)
+        return _run(plan, arguments, journal, lock_fd)
     finally:
         os.close(lock_fd)
 
@@ -103,9 +102,10 @@ def _flush_standard_streams() -> None:
             os.dup2(os.open(os.devnull, os.O_WRONLY), fd)
 
 
-def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> int:
+def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal, lock_fd: int) -> int:
     once = arguments.command == "once"
     console = Console(sys.stderr)
+    log.before_each(console.clear)
     name_columns = max(len(job.name) for job in plan.jobs)
 
     def on_report(made: report.Report) -> None:
@@ -127,6 +127,7 @@ def _run(plan: Plan, arguments: argparse.Namespace, journal: report.Journal) -> 
             on_report=on_report,
             on_progress=console.progress,
             state_file=StateFile(plan.state_dir),
+            holds=lambda: lock.holds(lock_fd, plan.state_dir),
         )
         if not once:
             jobs = ", ".join(f"{job.name} every {job.interval_s:g} s" for job in plan.jobs)

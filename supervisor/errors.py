@@ -4,6 +4,7 @@ A code is what a report's `error.type` says, or a line of `check` or `status`. A
 catalogue along as `job.errors`, a dict of the same shape.
 """
 
+import builtins
 import difflib
 from collections.abc import Iterable
 from typing import Any
@@ -49,7 +50,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     ),
     "JobError": (
         "`SUPERVISOR_JOB` names what is not there, or no callable.",
-        "Name `module:callable`; the module must be importable where the service runs.",
+        "Name `module:callable`; the module must be importable where the service runs (`PYTHONPATH`, or installed beside it).",
     ),
     "SummaryError": (
         "The job returned what is no summary.",
@@ -66,6 +67,10 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     "StateDirUnusable": (
         "The state directory, or a file in it, can't be written.",
         "Look at who owns it, at its mode, and at the room on its disk.",
+    ),
+    "StateDirLost": (
+        "The state directory was removed or replaced while the service ran, which ended then (exit code 75).",
+        "Start it again: it makes the directory anew. With the default SQLite file in it, the next cycle reads everything.",
     ),
     "MetricsFailed": (
         "`SUPERVISOR_METRICS_FILE` could not be written; the cycle is not touched by that.",
@@ -102,6 +107,11 @@ CATALOGUE: dict[str, tuple[str, str]] = {
 }
 
 
+OF_A_JOB = (
+    "Look at the message and the traceback of the report; a library's own exceptions are explained by the library."
+)
+
+
 def catalogue(targets: Iterable[str]) -> dict[str, tuple[str, str]]:
     """Return the supervisor's codes and those that these jobs bring along."""
     known = dict(CATALOGUE)
@@ -123,8 +133,11 @@ def explain(env_file: str | None, code: str | None) -> dict[str, Any]:
     by_name = {one.lower(): one for one in known} | {"70": "BreakerOpen", "75": "StateDirHeld", "78": "ConfigInvalid"}
     found = by_name.get(code.lower())
     if found is None:
+        if isinstance(getattr(builtins, code, None), type):
+            print(f"{code}: an exception of Python's own, raised by the job.\nWhat to do: {OF_A_JOB}")
+            return {"exit": 0}
         near = difflib.get_close_matches(code.lower(), by_name, 1)
-        hint = f"did you mean {by_name[near[0]]}?" if near else "`redcap-sync explain` lists all"
+        hint = f"did you mean {by_name[near[0]]}?" if near else "`redcap-sync explain` lists all; is it the job's own?"
         print(f"redcap-sync: no error has the code {code!r}: {hint}")
         return {"exit": 2}
     print(f"{found}: {known[found][0]}\nWhat to do: {known[found][1]}")

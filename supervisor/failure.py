@@ -55,7 +55,11 @@ def _frames_of(error: BaseException) -> str:
 
 def _frames(trace: TracebackType | None) -> str:
     # Source lines would be read from disk, which may hold a newer version than the one that ran.
-    frames = traceback.StackSummary.extract(traceback.walk_tb(trace), lookup_lines=False, capture_locals=False)
+    frames = [
+        frame
+        for frame in traceback.StackSummary.extract(traceback.walk_tb(trace), lookup_lines=False, capture_locals=False)
+        if not frame.filename.startswith("<frozen importlib")  # ten of them an import, and none of a job's
+    ]
     lines = [f'  File "{frame.filename}", line {frame.lineno}, in {frame.name}' for frame in frames]
     if len(lines) > TRACEBACK_MAX_FRAMES:
         half = TRACEBACK_MAX_FRAMES // 2

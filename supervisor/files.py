@@ -1,15 +1,26 @@
 """Files that are replaced whole: whoever reads them sees the old content or the new one."""
 
+import errno
 import os
 
 
 def replace(path: str, content: bytes, mode: int) -> None:
-    """Write a file beside, and put it in the place. Raises OSError; then the old one stays."""
-    new = f"{path}.new"
-    fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, mode)
+    """Write a file beside, and put it in the place. Raises OSError; then the old one stays.
+
+    A link is followed. What is no regular file, as a device or a pipe, is not replaced.
+    """
+    path = os.path.realpath(path)
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise OSError(errno.EINVAL, "it is no regular file", path)
+    # A name that nobody can guess and prepare, and two writers don't share; hidden, as a collector reads the folder.
+    new = os.path.join(os.path.dirname(path), f".{os.path.basename(path)[:200]}.{os.urandom(6).hex()}")
+    try:
+        fd = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, path) from None
     try:
         try:
-            os.fchmod(fd, mode)  # whatever the umask, or the file that was left there, says
+            os.fchmod(fd, mode)  # whatever the umask says
             with memoryview(content) as rest:
                 at = 0
                 while at < len(rest):
@@ -17,6 +28,6 @@ def replace(path: str, content: bytes, mode: int) -> None:
         finally:
             os.close(fd)
         os.replace(new, path)
-    except OSError:
+    except OSError as error:
         os.unlink(new)
-        raise
+        raise OSError(error.errno, error.strerror, path) from None

@@ -4,7 +4,9 @@ A line may be cut off by a power cut, be of an older version, or be somebody's d
 believed but what has the type and the range that it must have.
 """
 
+import errno
 import os
+import stat
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -51,6 +53,10 @@ class Report(msgspec.Struct, frozen=True):
     error: Error | None = None
 
 
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its other end
+
+
 class History:
     """Iterate over it for the reports, oldest first; `unreadable` counts the other lines by what is wrong with them.
 
@@ -72,9 +78,12 @@ class History:
         with ExitStack() as stack:
             for path in self._paths:
                 try:
-                    files.append(stack.enter_context(open(path, "rb")))  # before one of them is renamed
+                    file = stack.enter_context(open(path, "rb", opener=_at_once))  # before one of them is renamed
                 except FileNotFoundError:
                     continue
+                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+                    raise OSError(errno.EINVAL, "it is no regular file", path)
+                files.append(file)
             sizes = [os.fstat(file.fileno()).st_size for file in files]
             for index, file in enumerate(files):
                 left = None if self._last_bytes is None else self._last_bytes - sum(sizes[index + 1 :])

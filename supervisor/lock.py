@@ -42,6 +42,16 @@ def _taken(fd: int) -> bool:
     return False
 
 
+def holds(fd: int, state_dir: str) -> bool:
+    """Return whether the directory's lock is still the file that we hold: it may have been removed, and made anew."""
+    try:
+        there = os.stat(os.path.join(state_dir, "lock"))
+    except OSError:
+        return False
+    ours = os.fstat(fd)
+    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+
+
 def holder(state_dir: str) -> int | None:
     """Return the pid of the instance that holds the state directory, None where there is none.
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 from supervisor.clock import Clock, rfc3339
@@ -11,13 +12,28 @@ from supervisor.clock import Clock, rfc3339
 logger = logging.getLogger("supervisor")
 
 
+_before: list[Callable[[], object]] = []
+
+
+def _call_before(_: logging.LogRecord) -> bool:
+    for call in _before:
+        call()
+    return True
+
+
 def set_up(log_format: str, level: str) -> None:
     """Send the supervisor's lines to standard error in `json` or `text`; `auto` is text on a terminal."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Text() if log_format == "text" or (log_format == "auto" and os.isatty(2)) else _Json())
+    handler.addFilter(_call_before)
     logger.handlers[:] = [handler]
     logger.setLevel(level)
     logger.propagate = False
+
+
+def before_each(call: Callable[[], object]) -> None:
+    """Have something done before each line: what is drawn on the terminal is taken away."""
+    _before[:] = [call]
 
 
 def is_text() -> bool:

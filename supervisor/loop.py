@@ -33,6 +33,7 @@ from supervisor.wait import wait
 EX_OK = 0
 EX_CYCLE_NOT_OK = 1
 EX_BREAKER = 70
+EX_TEMPFAIL = 75
 
 # A wait is bounded: poll(2) counts on a clock that stands still while the machine is suspended.
 WAIT_MAX_S = 60.0
@@ -82,6 +83,7 @@ class Supervisor:
         on_report: Callable[[report.Report], None] = lambda report: None,
         on_progress: Callable[[str, int, int, Message], None] = lambda job, rss, ceiling, said: None,
         state_file: StateFile | None = None,
+        holds: Callable[[], bool] = lambda: True,
     ) -> None:
         self._plan = plan
         self._once = once
@@ -92,6 +94,8 @@ class Supervisor:
         self._on_report = on_report
         self._on_progress = on_progress
         self._state_file = state_file
+        self._holds = holds  # whether the state directory is still ours
+        self._lost = False
         self._began_at = rfc3339(self._clock.wall())
         self._stop_asked = 0
         self._broken = False
@@ -137,8 +141,11 @@ class Supervisor:
                 self._report_what_ended()
                 self._take_new_settings()
                 self._exporter.take(self._plan)
+                if self._stop_asked and (errand := self._exporter.errand.worker):
+                    errand.drain(errand.job.grace_s)  # also one that began after the stop was asked for
                 self._look_around()
                 self._end_orphans()
+            self._keep_state()  # nothing runs any more: who finds it so knows that we ended by ourselves
         return self._exit_code()
 
     def _finished(self) -> bool:
@@ -153,6 +160,12 @@ class Supervisor:
     def _start_what_is_due(self) -> None:
         now_s = self._clock.now_s()
         if self._stop_asked:
+            return
+        if any(post.schedule.due_s <= now_s for post in self._posts) and not self._holds():
+            self._lost = True
+            text = f"{self._plan.state_dir} was removed or replaced while the service ran: it ends, and a new start makes it anew"
+            log.say("state", logging.CRITICAL, text, code="StateDirLost", error=text)
+            self._stop("the state directory is lost")
             return
         free = self._plan.max_workers - sum(post.busy for post in self._posts)
         for post in sorted(self._posts, key=lambda post: post.schedule.due_s):
@@ -192,6 +205,8 @@ class Supervisor:
 
     def _patience_s(self) -> float:
         """Return how long nothing can happen that the kernel would not wake us for."""
+        if self._finished():
+            return 0.0
         limits = [worker.deadline_s() for worker in self._workers()]
         if not self._stop_asked:
             # A job that is busy, or waits for its turn, is started when a worker ends.
@@ -319,5 +334,7 @@ class Supervisor:
     def _exit_code(self) -> int:
         if self._broken:
             return EX_BREAKER
+        if self._lost:
+            return EX_TEMPFAIL
         bad = self._once and not all(post.all_ok for post in self._posts)
         return EX_CYCLE_NOT_OK if bad else EX_OK

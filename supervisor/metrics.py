@@ -24,9 +24,10 @@ TOTALS = "metrics.json"
 OUTCOMES = ("ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom")
 BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0)
 LABELS_MAX = 100  # of one metric of a job's; each is a time series that somebody stores
+LABEL_MAX = 100  # characters
 OTHER = "other"
 NAME = re.compile(r"[A-Za-z_]\w*_total", re.ASCII)
-LABEL = re.compile(r"(?!sync_job$|__)[A-Za-z_]\w*", re.ASCII)
+LABEL = re.compile(r"(?!sync_job$|le$|quantile$|__)[A-Za-z_]\w*", re.ASCII)
 
 # name: help, label, source in the summary (see the README, "A job may bring along").
 Spec = tuple[str, str, str | list[str] | tuple[str, ...]]
@@ -84,6 +85,8 @@ def checked(metrics: object) -> dict[str, Spec]:
             about, label, source = spec
             keys = source if isinstance(source, list | tuple) and label else [source]
             sound = bool(about) and all(isinstance(one, str) for one in (name, about, label, *keys))
+            sound = sound and len(keys) <= LABELS_MAX and all(len(key) <= LABEL_MAX for key in keys)
+            sound = sound and all(one.isprintable() for one in (about, *keys))
             sound = sound and bool(NAME.fullmatch(name)) and (not label or bool(LABEL.fullmatch(label)))
         except (TypeError, ValueError):
             sound = False
@@ -135,7 +138,9 @@ def _count(totals: Totals, report: Report, specs: Mapping[str, Spec]) -> None:
     for name, (_, _, source) in specs.items():
         figures = job.figures.setdefault(name, {})
         for label, value in _sourced(report.summary, source):
-            kept = label if label in figures or len(figures) < LABELS_MAX else OTHER
+            # The keys that a job lists are few; those of a dict in its summary may be any.
+            known = label in figures or not isinstance(source, str) or len(figures) < LABELS_MAX
+            kept = label if known else OTHER
             figures[kept] = figures.get(kept, 0) + value
 
 
@@ -144,7 +149,7 @@ def _sourced(summary: Mapping[str, Any], source: str | list[str] | tuple[str, ..
     found = summary.get(source) if isinstance(source, str) else {key: summary.get(key) for key in source}
     for label, value in (found if isinstance(found, Mapping) else {"": found}).items():
         if isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 1e300:
-            yield str(label)[:40], value
+            yield str(label)[:LABEL_MAX], value
 
 
 class _Families(Collector):

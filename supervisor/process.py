@@ -5,6 +5,7 @@ ended in `verdict`, when to look at its memory again in `memory`. It blocks nowh
 waits on its descriptors and on its deadline, and calls `on_ready` and `on_time`.
 """
 
+import contextlib
 import os
 import signal
 import time
@@ -344,7 +345,8 @@ class Worker:
             try:
                 os.killpg(self.pid, number)
             except ProcessLookupError:
-                signal.pidfd_send_signal(self.pidfd, number)  # it has no session of its own yet
+                with contextlib.suppress(ProcessLookupError):  # a fork server has reaped it, and we hear of it next
+                    signal.pidfd_send_signal(self.pidfd, number)  # it has no session of its own yet
 
     def _reap(self) -> None:
         try:

@@ -61,7 +61,7 @@ def log_line(report: Report, columns: int | None = None, name_columns: int = 0) 
     level = logging.INFO if report["outcome"] in ("ok", "stopped") else logging.ERROR
     fields = {key: value for key, value in report.items() if key != "event"}
     if log.is_text():
-        text = gist(report, columns and columns - LOG_PREFIX_COLUMNS, name_columns)
+        text = gist(report, columns and max(1, columns - LOG_PREFIX_COLUMNS), name_columns)
         if report["error"] and report["error"]["traceback"]:
             text += "\n" + textwrap.indent(report["error"]["traceback"], " " * 10)
     else:
@@ -74,13 +74,15 @@ def gist(report: Report, columns: int | None = None, name_columns: int = 0) -> s
 
     With `columns`, as many of the summary's figures as fit them, and an error's message on a line of its own.
     """
-    figures = [
-        f"{name} {value:,}"
+    counted = [
+        (value, f"{name} {value:,}")
         for name, value in report["summary"].items()
-        if isinstance(value, int) and not isinstance(value, bool) and value and not name.endswith("_id")
+        if isinstance(value, int) and not isinstance(value, bool) and not name.endswith("_id")
     ]
+    # Zeros say nothing, but for the first: "records 0" is an answer.
+    figures = [text for index, (value, text) in enumerate(counted) if value or not index]
     line = (
-        f"{report['job']:<{name_columns}} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "
+        f"{' '.join(report['job'].split()):<{name_columns}} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "
         f"peak {_mb(report['worker_peak_rss_bytes']):>9} of {_mb(report['rss_ceiling_bytes'])}  "
         f"parent {_mb(report['supervisor_rss_bytes']):>7}"
     )
@@ -89,8 +91,9 @@ def gist(report: Report, columns: int | None = None, name_columns: int = 0) -> s
     if figures:
         line += f"  | {'  '.join(figures)}"
     if report["error"]:
-        line += f"{'  | ' if columns is None else NEW_LINE}{report['error']['type']}: {report['error']['message']}"
-    return line
+        message = " ".join(f"{report['error']['type']}: {report['error']['message']}".split("\n"))
+        line += f"{'  | ' if columns is None else NEW_LINE}{message}"
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in line)
 
 
 def _mb(size_bytes: int) -> str:
@@ -119,6 +122,10 @@ class Journal:
         line = json.dumps(report, separators=(",", ":")).encode() + b"\n"
         if self._cut:
             line = b"\n" + line
+        if self._is_another():  # somebody took it away, as logrotate does: the next one is begun
+            os.close(self._fd)
+            self._fd = self._open()
+            line = line.removeprefix(b"\n")
         written = os.write(self._fd, line)
         self._cut = written < len(line)
         if self._cut:
@@ -127,6 +134,13 @@ class Journal:
             os.replace(self._path, self._path + BEFORE)
             os.close(self._fd)
             self._fd = self._open()
+
+    def _is_another(self) -> bool:
+        try:
+            there, ours = os.stat(self._path), os.fstat(self._fd)
+        except FileNotFoundError:
+            return True
+        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
     def close(self) -> None:
         """Let go of the file."""

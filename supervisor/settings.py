@@ -31,6 +31,7 @@ CEILING_MIN_BYTES = 32_000_000
 CEILING_MAX_BYTES = 1 << 50
 OTHERS_BYTES = 64_000_000  # of a group's limit: the supervisor, what reads the settings, what the kernel keeps
 DURATION_MAX_S = 10 * 366 * 86_400
+NAME_MAX = 200
 NEAR_ENOUGH = 0.75  # of two names, as difflib measures it
 
 
@@ -111,6 +112,13 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("state_dir", "jobs_file", "metrics_file")
+    @classmethod
+    def _no_shell_s(cls, path: Path | None) -> Path | None:
+        if path and str(path).startswith(("~", "$")):
+            raise ValueError("begins with what only a shell expands: an env file needs the whole path")
+        return path
 
     @field_validator("metrics_file")
     @classmethod
@@ -333,8 +341,8 @@ def _read_jobs_file(path: Path, seen: Reading) -> None:
     if not isinstance(tables, dict) or not tables:
         return fault("has no [jobs.NAME] table")
     for name, table in tables.items():
-        if not isinstance(table, dict):
-            fault(f"jobs.{name} is no table")
+        if not isinstance(table, dict) or not 0 < len(name) <= NAME_MAX or not name.isprintable():
+            fault(f"[jobs.{name[:40]!r}] is no table with a printable name of at most {NAME_MAX} characters")
             continue
         keys = {key.lower().removeprefix("supervisor_"): value for key, value in table.items()}
         env = keys.pop("env", {})

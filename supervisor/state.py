@@ -10,6 +10,7 @@ from supervisor import files, log
 
 NAME = "state.json"
 PROGRESS_EVERY_S = 1.0
+COUNT_MAX = 1 << 53
 
 
 def of_post(post: Any, now_s: float) -> dict[str, Any]:
@@ -32,7 +33,10 @@ def of_post(post: Any, now_s: float) -> dict[str, Any]:
 
 def progress(said: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a job said of its progress, as far as it is what it should be."""
-    kept: dict[str, Any] = {name: one if type(one := said.get(name)) is int else None for name in ("done", "total")}
+    kept: dict[str, Any] = {}
+    for name in ("done", "total"):
+        one = said.get(name)
+        kept[name] = one if type(one) is int and 0 <= one <= COUNT_MAX else None  # what a float can hold, too
     return kept | {"unit": str(said.get("unit", ""))[:40]}
 
 

@@ -94,6 +94,8 @@ def main(arguments: argparse.Namespace) -> int:
 def look(state_dir: str) -> dict[str, Any]:
     """Return all that `--json` prints. Raises OSError when the state directory can't be read."""
     pid = lock.holder(state_dir)
+    left = _state(state_dir, None) if pid is None else None
+    in_flight = [f"{one.job} #{one.cycle}" for one in left.jobs if one.started_s is not None] if left else []
     now_s = Clock().now_s()
     history = History(state_dir, last_bytes=TAIL_BYTES)
     cycles = list(history)
@@ -103,6 +105,9 @@ def look(state_dir: str) -> dict[str, Any]:
     if pid is None:
         text = f"no instance holds {state_dir}; if the service has another SUPERVISOR_STATE_DIR, give this command the same"
         reasons.append({"code": "NotRunning", "text": text})
+        if left and in_flight:
+            text = f"pid {left.pid} ended without a word, in the middle of {', '.join(in_flight)}: the next cycle does the rest"
+            reasons.append({"code": "NotRunning", "text": text})
     elif found is None:
         text = f"pid {pid} holds {state_dir}, and has not written down there what it does"
         reasons.append({"code": "StateDirUnusable", "text": text})
@@ -124,8 +129,8 @@ def look(state_dir: str) -> dict[str, Any]:
     }
 
 
-def _state(state_dir: str, pid: int) -> State | None:
-    """Return what the instance has written; None when it is another's, or no such thing."""
+def _state(state_dir: str, pid: int | None) -> State | None:
+    """Return what the instance has written, or for no pid what the last one left; None when it is another's, or no such thing."""
     try:
         with open(os.path.join(state_dir, state.NAME), "rb") as file:
             found = msgspec.json.decode(file.read(STATE_MAX_BYTES), type=State)
@@ -133,7 +138,7 @@ def _state(state_dir: str, pid: int) -> State | None:
         return None
     times = [found.started_at, *(one.last.ended_at for one in found.jobs if one.last)]
     sound = all(YEARS[0] <= moment.year <= YEARS[1] for moment in times)
-    return found if sound and pid in (found.pid, 0) else None
+    return found if sound and pid in (found.pid, 0, None) else None
 
 
 def _job(one: Job, now_s: float, cycles: list[Report]) -> dict[str, Any]:

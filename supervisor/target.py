@@ -12,11 +12,17 @@ class JobError(Exception):
 
 
 def find(text: str) -> Callable[..., Any]:
-    """Return the callable that `module:callable` names. Raises JobError, or what its import raises."""
+    """Return the callable that `module:callable` names. Raises JobError."""
     module_name, _, attribute = text.partition(":")
     if "" not in sys.path and os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())  # a console script does not look where it was started
-    found: Any = importlib.import_module(module_name)
+    try:
+        found: Any = importlib.import_module(module_name)
+    except (Exception, SystemExit) as error:
+        where = f" in {error.filename}, line {error.lineno}" if isinstance(error, SyntaxError) else ""
+        raise JobError(
+            f"SUPERVISOR_JOB is {text!r}, and {module_name!r} can't be imported: {type(error).__name__}: {error}{where}"
+        ) from error
     for part in attribute.split("."):
         try:
             found = getattr(found, part)

@@ -104,7 +104,8 @@ def of_the_job(last_words: str) -> str:
         elif below or "supervisor/inside.py" in line:
             below = True
             continue
-        kept.append(line)
+        if "<frozen importlib" not in line:
+            kept.append(line)
     return "\n".join(kept).strip()
 
 

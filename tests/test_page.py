@@ -2,7 +2,9 @@
 
 import base64
 import json
+import os
 import re
+import stat
 from datetime import datetime
 
 import pytest
@@ -292,3 +294,27 @@ def test_contrasts_are_as_wcag_wants_them():
         assert contrast(colors["text"], colors["note"]) >= 4.5
         for color in re.findall(r"#\w{6}", drawn_colors):
             assert contrast(color, colors["paper"]) >= 3, color
+
+
+def test_a_device_a_pipe_and_the_service_s_own_files_are_not_replaced(ready, tmp_path):
+    (ready.state_dir / "cycles.jsonl").write_text(line())
+    os.mkfifo(tmp_path / "pipe")
+    for path in (tmp_path / "pipe", ready.state_dir / "cycles.jsonl", ready.state_dir / "state.json"):
+        done = ready.run("report", "-o", str(path))
+        assert done.code == 1, path
+        assert str(path) in done.out
+    assert stat.S_ISFIFO((tmp_path / "pipe").stat().st_mode)
+    assert (ready.state_dir / "cycles.jsonl").read_text() == line()
+    (tmp_path / "link.html").symlink_to(tmp_path / "real.html")
+    assert ready.run("report", "-o", str(tmp_path / "link.html")).code == 0
+    assert (tmp_path / "link.html").is_symlink()
+    assert (tmp_path / "real.html").stat().st_size > 1_000_000
+    assert ready.run("report", "-o", "-").out.startswith("<!doctype html>")
+
+
+def test_a_journal_that_is_a_pipe_is_no_reason_to_wait(ready):
+    os.mkfifo(ready.state_dir / "cycles.jsonl")
+    for command in ("report", "status"):
+        done = ready.run(command)
+        assert done.code in (1, 78)
+        assert "no regular file" in done.out + done.err

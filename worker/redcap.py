@@ -164,8 +164,13 @@ class Client:
                 self._check_status(response)
                 return read(response)
         except requests.exceptions.SSLError as error:
+            reason = _reason(error)
+            if "CERTIFICATE" not in reason and "certificate" not in reason:
+                raise errors.TlsFailed(
+                    f"the server does not speak TLS with us ({reason}): is it the right port?"
+                ) from None
             raise errors.TlsFailed(
-                f"the certificate of the server is not accepted ({_reason(error)}): if your institution signs "
+                f"the certificate of the server is not accepted ({reason}): if your institution signs "
                 "its own, name its bundle in REDCAP_CA_BUNDLE"
             ) from None
         except (requests.exceptions.ReadTimeout, ReadTimeoutError):

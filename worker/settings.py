@@ -139,12 +139,19 @@ class RedcapSettings(BaseSettings):
         if not given and "api_token_file" not in info.data:
             return token  # the file is the fault, and named already
         given = (given or _text_of(info.data["api_token_file"])).strip()
+        file = info.data.get("api_token_file")
+        if not given and file:
+            raise ValueError(f"is not set, and {file} is empty: put the token into it")
         if not given:
             raise ValueError(
                 "is not set, nor is REDCAP_API_TOKEN_FILE: copy the token from the project's API page in REDCap"
             )
         if not re.fullmatch(r"(?:[0-9A-Fa-f]{32}){1,2}", given):
-            raise ValueError("must have 32 or 64 hexadecimal digits: copy it from the project's API page in REDCap")
+            where = "" if token.get_secret_value() or not file else f"of {file} "
+            lines = f", and there are {len(given.splitlines())} lines" if "\n" in given else ""
+            raise ValueError(
+                f"{where}must have 32 or 64 hexadecimal digits{lines}: copy it from the project's API page in REDCap"
+            )
         return SecretStr(given)
 
     def sources(self) -> dict[str, str]:

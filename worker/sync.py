@@ -59,6 +59,7 @@ class Sync:
     rows: int = 0
     mended: int = 0
     write_s: float = 0.0
+    zone: ZoneInfo | None = None  # of the setting, unless the server's log contradicts it
     zone_source: str = ""
     skew_s: float = 0.0  # the server's clock against this host's
     renamed: bool | None = None  # whether the log tells of a renamed record; None: it can't be read
@@ -121,11 +122,22 @@ class Sync:
 
     def _offset(self, before: Checkpoint) -> int:
         """Return the server's offset from UTC in seconds, as well as it can be known."""
-        if self.redcap.timezone:
-            self.zone_source = "setting"
-            self.seen_offset_s = _offset_s(self.started_at.astimezone(ZoneInfo(self.redcap.timezone)))
-            return self.seen_offset_s
         self.seen_offset_s = server_offset(self.client, before.utc_offset_s)
+        if self.redcap.timezone:
+            self.zone = ZoneInfo(self.redcap.timezone)
+            set_s = _offset_s(self.started_at.astimezone(self.zone))
+            if self.seen_offset_s in (None, set_s):
+                self.zone_source = "setting"
+                self.seen_offset_s = set_s
+                return set_s
+            # With a wrong zone every cycle would be ok, and edits would come late or never.
+            self.zone = None
+            logger.warning(
+                "REDCAP_TIMEZONE is %s, and the server's own log has another offset from UTC (%+d s): the log is believed; "
+                "redcap-sync explain ZoneWrong",
+                self.redcap.timezone,
+                self.seen_offset_s,
+            )
         if self.seen_offset_s is not None:
             self.zone_source = "log"
             return self.seen_offset_s
@@ -233,8 +245,8 @@ class Sync:
         if before.skew_s is not None:  # the server's clock was put back: what came then has times before its last start
             overlap += timedelta(seconds=max(0.0, before.skew_s - self.skew_s))
         begin = min(before.synced_until, self.started_at) - overlap
-        if self.redcap.timezone:
-            return begin_local(begin, self.started_at, ZoneInfo(self.redcap.timezone))
+        if self.zone:
+            return begin_local(begin, self.started_at, self.zone)
         then_s = before.utc_offset_s if before.utc_offset_s is not None else self.offset_s
         return begin_by_offsets(begin, self.started_at, then_s, self.offset_s)
 
@@ -280,8 +292,7 @@ class Sync:
                 if old := self.lost.pop(self._content(found[new]), None):
                     transaction.rename(old, new)
             done = transaction.put(found, gone, at=at, erase=erase, handle=self.handle)
-            for name, count in asdict(done).items():
-                setattr(self.counts, name, getattr(self.counts, name) + count)
+            counts = Counts(**{name: count + getattr(self.counts, name) for name, count in asdict(done).items()})
             if last is not None:
                 if self.mode == "full":
                     self._describe(transaction.connection)
@@ -289,7 +300,8 @@ class Sync:
                         transaction.erase_deleted()
                     if self.reader.dropped:
                         transaction.change_deleted(self.reader.without_dropped)
-                transaction.keep_cycle({**last, **asdict(self.counts)})
+                transaction.keep_cycle({**last, **asdict(counts)})
+        self.counts = counts  # what was rolled back is not counted
         self.write_s += time.monotonic() - started_s
         self.records += len(found)
         for record in found.values():

@@ -19,10 +19,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, get_args
 
-from supervisor import __version__, config, errors, files, settings, terminal
+from supervisor import __version__, config, errors, files, settings, state, terminal
 from supervisor.clock import rfc3339
 from supervisor.history import History, Outcome, Report
 from supervisor.plan import default_state_dir
+from supervisor.report import BEFORE, JOURNAL
 
 NAME = "report.html"
 CYCLES_MAX = 40_000  # two years of one job; with more the page gets larger than 6 MB
@@ -30,6 +31,7 @@ FAILURES_SHOWN = 20
 PHASES_MAX, FIGURES_MAX = 8, 12  # series of one chart; those that most cycles have
 OUTCOMES: tuple[str, ...] = get_args(Outcome)
 NOTHING = float("nan")
+OURS = {JOURNAL, JOURNAL + BEFORE, state.NAME, "metrics.json", "lock", "requests", "redcap.db"}
 
 
 def show(env_file: str | None, output: str | None) -> dict[str, Any]:
@@ -41,9 +43,14 @@ def show(env_file: str | None, output: str | None) -> dict[str, Any]:
     given = seen.settings.state_dir if seen.settings else os.environ.get("SUPERVISOR_STATE_DIR")
     state_dir = str(given or default_state_dir())
     path = output or os.path.join(state_dir, NAME)
+    if os.path.dirname(os.path.realpath(path)) == os.path.realpath(state_dir) and os.path.basename(path) in OURS:
+        return _failed(f"{path} is one of the service's own files: write it elsewhere with -o FILE")
     history = History(state_dir)
     try:
         content, cycles = make(history, seen, state_dir)
+        if path == "-":
+            print(content.decode(), end="")
+            return {"exit": 0}
         files.replace(path, content, 0o600)
     except OSError as error:
         return _failed(f"{error.filename or path}: {error.strerror}: write it elsewhere with -o FILE")
@@ -84,8 +91,8 @@ def make(history: History, seen: settings.Reading, state_dir: str) -> tuple[byte
         unreadable=history.said(),
         left_out=history.read - len(kept),
         count=len(kept),
-        first=_moment(kept[0].started_at) if kept else "",
-        last=_moment(kept[-1].started_at) if kept else "",
+        first=_moment(min(one.started_at for one in kept)) if kept else "",
+        last=_moment(max(one.started_at for one in kept)) if kept else "",
         jobs=[_of_job(name, cycles) for name, cycles in jobs.items()],
         failures=[_failure(one, known) for one in reversed(kept) if one.error][:FAILURES_SHOWN],
         failed=sum(one.error is not None for one in kept),
@@ -149,15 +156,16 @@ def _packed(jobs: Mapping[str, Sequence[Report]]) -> tuple[dict[str, Any], bytes
             "at_ms": array("d", (round(one.started_at.timestamp()) * 1000 for one in cycles)),
             "outcome": array("f", (OUTCOMES.index(one.outcome) for one in cycles)),
             "code": array("f", (codes.setdefault(one.error.type if one.error else "", len(codes)) for one in cycles)),
-            "cycle": array("f", (one.cycle for one in cycles)),
+            "cycle": array("d", (one.cycle for one in cycles)),
             "duration_s": array("f", (one.duration_s for one in cycles)),
-            "peak": array("f", (one.worker_peak_rss_bytes for one in cycles)),
-            "ceiling": array("f", (one.rss_ceiling_bytes for one in cycles)),
-            "parent": array("f", (one.supervisor_rss_bytes for one in cycles)),
+            "peak": array("d", (one.worker_peak_rss_bytes for one in cycles)),
+            "ceiling": array("d", (one.rss_ceiling_bytes for one in cycles)),
+            "parent": array("d", (one.supervisor_rss_bytes for one in cycles)),
         }
         phases, figures = _keys(cycles)
         for key in (*phases, *figures):
-            columns[f"summary.{key}"] = array("f", (_number(one.summary.get(key)) for one in cycles))
+            kind = "f" if key in phases else "d"  # what is counted, to the last digit
+            columns[f"summary.{key}"] = array(kind, (_number(one.summary.get(key)) for one in cycles))
         places = {}
         for column, values in columns.items():
             places[column] = [values.typecode, len(blob)]

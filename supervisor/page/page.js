@@ -159,7 +159,7 @@
     const columns = TABLES[chart](), values = columns.map(([name]) => column(job, name));
     return {
       heads: ["start, UTC", "cycle", "outcome", "error", ...columns.map(one => one[1])], count: job.count,
-      row: i => [time(at[i]), cycle[i], outcomes[outcome[i]], header.codes[code[i]], ...values.map(one => Number.isNaN(one[i]) ? "" : +one[i].toPrecision(7))],
+      row: i => [time(at[i]), cycle[i], outcomes[outcome[i]], header.codes[code[i]], ...values.map(one => Number.isNaN(one[i]) ? "" : Number.isInteger(one[i]) ? one[i] : +one[i].toPrecision(7))],
     };
   };
   const table = (details, wanted) => {
@@ -183,7 +183,7 @@
   const openTables = () => document.querySelectorAll("details.data").forEach(one => { if (one.open) table(one, Infinity); else one.querySelector("div").replaceChildren(); });
   by("job").onchange = async () => { job = header.jobs[by("job").value]; await drawAll(); openTables(); };
   document.querySelectorAll("details.data").forEach(one => { one.ontoggle = () => { if (one.open) table(one, Infinity); }; });
-  const last = span => { const at = column(job, "at_ms"), end = at[at.length - 1]; return span === Infinity ? null : [new Date(end - span).toISOString(), new Date(end + span / 50).toISOString()]; };
+  const last = span => { const end = column(job, "at_ms").reduce((a, b) => Math.max(a, b)); return span === Infinity ? null : [new Date(end - span).toISOString(), new Date(end + span / 50).toISOString()]; };
   for (const [name, span] of RANGES) {
     const button = Object.assign(document.createElement("button"), { type: "button", textContent: name });
     button.onclick = () => { press(name); guarded(last(span)); };

@@ -314,3 +314,19 @@ def counts_up(cycle):
 
 def counts_a_lot():
     return {f"thing_{number}": number for number in range(1, 40)}
+
+
+def counts_and_prints(cycle):
+    for done in range(5):
+        cycle.progress(done, 5, "rows")
+        time.sleep(0.15)
+        print("hello", done, flush=True)
+        time.sleep(0.15)
+
+
+def says_escapes():
+    raise ValueError("\x1b[2J\x1b]0;owned\x07\n12:00:00  fake #1 ok\r12:00:00  fake #2 ok")
+
+
+def says_escapes_well():
+    return {"\x1b[2J": 7}

@@ -99,7 +99,8 @@ def test_ends_are_told_apart_however_the_worker_was_started(cli, method, job):
 def test_a_module_that_is_not_there_is_a_failed_cycle(cli):
     done = cli.run("once", SUPERVISOR_JOB="no_such_module:job")
     assert done.code == 1
-    assert done.report["error"]["type"] == "ModuleNotFoundError"
+    assert done.report["error"]["type"] == "JobError"
+    assert "No module named 'no_such_module'" in done.report["error"]["message"]
     assert "no_such_module" in done.report["error"]["message"]
 
 

@@ -233,3 +233,12 @@ def test_a_thousand_jobs_are_no_more_than_a_file(cli, tmp_path):
     finally:
         service.send_signal(signal.SIGTERM)
         cli.finish(service)
+
+
+@pytest.mark.parametrize("name", ["", "x" * 201, "a\\tb"])
+def test_a_name_that_no_report_could_carry_is_refused(cli, tmp_path, name):
+    jobs = tmp_path / "jobs.toml"
+    jobs.write_text(f'[jobs."{name}"]\njob = "jobs:ok"\n')
+    done = cli.run("once", SUPERVISOR_JOBS_FILE=str(jobs))
+    assert done.code == 78
+    assert "printable name" in done.err

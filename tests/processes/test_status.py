@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 
 import pytest
@@ -205,3 +206,34 @@ def test_alive_is_who_runs_whatever_became_of_the_last_cycle(cli):
     finally:
         service.send_signal(signal.SIGTERM)
         cli.finish(service)
+
+
+def test_who_was_killed_in_mid_cycle_is_told_and_who_stopped_is_not(cli):
+    service = cli.start("run", SUPERVISOR_JOB="jobs:hangs", SUPERVISOR_INTERVAL="1h")
+    wait_until(lambda: '"started_s":' in state_of(cli) and '"started_s":null' not in state_of(cli))
+    service.kill()
+    cli.finish(service)
+    done = cli.run("status")
+    assert done.code == 3
+    assert f"pid {service.pid} ended without a word, in the middle of hangs #1" in " ".join(done.out.split())
+    service = cli.start("run", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_INTERVAL="1h")
+    cli.reports_of(1)
+    service.send_signal(signal.SIGTERM)
+    assert cli.finish(service).code == 0
+    assert "without a word" not in cli.run("status").out
+
+
+def state_of(cli):
+    path = cli.state_dir / "state.json"
+    return path.read_text() if path.exists() else ""
+
+
+def test_a_state_directory_that_is_taken_away_ends_the_service(cli):
+    """Else a second one could begin in a new folder of that name, and both would go on."""
+    service = cli.start("run", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_INTERVAL="0.2")
+    cli.reports_of(1)
+    shutil.rmtree(cli.state_dir)
+    done = cli.finish(service)
+    assert done.code == 75
+    assert '"code":"StateDirLost"' in done.err
+    assert cli.run("once", SUPERVISOR_JOB="jobs:ok").code == 0

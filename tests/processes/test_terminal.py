@@ -98,3 +98,22 @@ def test_status_watch_is_a_live_view(cli, on_terminal):
         if service.poll() is None:
             service.send_signal(signal.SIGTERM)
         cli.finish(service)
+
+
+def test_a_job_s_own_lines_stand_on_lines_of_their_own(on_terminal):
+    with on_terminal("once", SUPERVISOR_JOB="jobs:counts_and_prints") as screen:
+        assert screen.finish() == 0
+        printed = [line for line in screen.lines if "hello" in line]
+        assert len(printed) == 5
+        assert all(re.fullmatch(r"\d\d:\d\d:\d\d  counts_and_prints #1 \| hello \d", line) for line in printed)
+
+
+def test_what_a_job_says_is_not_obeyed_by_the_terminal(on_terminal):
+    with on_terminal("once", SUPERVISOR_JOB="jobs:says_escapes") as screen:
+        assert screen.finish() == 1
+        assert b"\x1b]0;owned" not in screen.raw
+        assert b"\x1b[2J" not in screen.raw
+        assert not any(line.startswith("12:00:00") for line in screen.lines)
+    with on_terminal("once", SUPERVISOR_JOB="jobs:says_escapes_well") as screen:
+        assert screen.finish() == 0
+        assert b"\x1b[2J" not in screen.raw

@@ -5,6 +5,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
@@ -223,6 +224,10 @@ def test_without_the_library_it_is_refused_with_what_to_install(monkeypatch, tmp
         {"x_total": "X."},
         {"x_total": ("X.", "", ("a", "b"))},
         {"x_total": ("X.", "a-b", "things")},
+        {"x_total": ("X.", "le", "things")},
+        {"x_total": ("X.\ud800", "", "things")},
+        {"x_total": ("X.", "key", [f"k{number}" for number in range(101)])},
+        {"x_total": ("X.", "key", ["k" * 101])},
         {"x_total": ("X.", "", 3)},
         {"x_total": ("", "", "things")},
     ],
@@ -324,3 +329,56 @@ def test_a_line_that_is_still_cut_off_is_counted_once_it_is_known_to_stay_so(tmp
     seen = written(tmp_path)
     assert seen[unreadable] == 1
     assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == 2
+
+
+def test_listed_keys_are_neither_cut_nor_bounded(tmp_path):
+    keys = [f"{'k' * 90}{number}" for number in range(100)]
+    totals = metrics.Totals()
+    report = metrics.msgspec.convert(LINE | {"summary": dict.fromkeys(keys, 2)}, metrics.Report)
+    metrics._count(totals, report, metrics.checked({"x_total": ("X.", "key", keys)}))
+    assert totals.jobs["j"].figures["x_total"] == dict.fromkeys(keys, 2)
+
+
+def test_a_journal_that_somebody_moves_away_goes_on_in_a_new_one(tmp_path):
+    """As logrotate does."""
+    kept = Journal(str(tmp_path))
+    kept.write(LINE)
+    (tmp_path / "cycles.jsonl").rename(tmp_path / "cycles.jsonl.1")
+    kept.write(LINE)
+    (tmp_path / "cycles.jsonl").rename(tmp_path / "elsewhere")
+    (tmp_path / "cycles.jsonl").touch()
+    kept.write(LINE)
+    kept.close()
+    for name in ("cycles.jsonl", "cycles.jsonl.1", "elsewhere"):
+        assert (tmp_path / name).read_bytes().count(b"\n") == 1
+
+
+def test_a_link_that_was_laid_beside_the_file_is_not_followed(cli, file, tmp_path):
+    victim = tmp_path / "victim"
+    victim.write_text("x")
+    victim.chmod(0o600)
+    for name in ("redcap.prom.new", ".redcap.prom.new"):
+        (file.parent / name).symlink_to(victim)
+    assert cli.run("once", SUPERVISOR_JOB="shop:ok").code == 0
+    assert (victim.read_text(), victim.stat().st_mode & 0o777) == ("x", 0o600)
+    assert file.is_file()
+    assert not file.is_symlink()
+
+
+def test_a_stop_does_not_wait_long_for_metrics_that_hang(cli, file, tmp_path):
+    """A metrics child that began after the stop was asked for; it reads a journal that is a pipe by then."""
+    (tmp_path / "hanging.py").write_text(
+        "import os, time\ndef job(cycle):\n    open(os.environ['SHARED'], 'w').close()\n    while not cycle.stopping:\n"
+        "        time.sleep(0.01)\n"
+    )
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os, sys, time\nclass Slow:\n    def find_spec(self, name, path=None, target=None):\n"
+        "        if name == 'supervisor.metrics' and os.path.exists(os.environ['SHARED']):\n            time.sleep(60)\nsys.meta_path.insert(0, Slow())\n"
+    )
+    working = tmp_path / "working"
+    service = cli.start("run", SUPERVISOR_JOB="hanging:job", SHARED=str(working), SUPERVISOR_INTERVAL="1h", SLOW="1")
+    wait_until(working.exists)
+    before_s = time.monotonic()
+    service.send_signal(signal.SIGTERM)
+    assert cli.finish(service).code == 0
+    assert time.monotonic() - before_s < 15  # its own time limit is 30 s

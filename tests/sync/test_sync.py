@@ -20,6 +20,7 @@ from worker import errors
 from worker.job import sync
 from worker.redcap import Client
 from worker.settings import load
+from worker.sink.sql import Transaction
 
 
 def test_a_first_sync_reads_everything(world):
@@ -507,3 +508,32 @@ def test_half_a_character_is_a_named_error(world):
     world.api.project.records["1"].rows[("enrolment_arm_1", "", 0)]["first_name"] = "\ud800x"
     with pytest.raises(errors.SyncError):
         world.sync()
+
+
+@pytest.mark.parametrize("zone", ["Asia/Tokyo", "America/Chicago"])
+def test_a_zone_that_is_not_the_server_s_misses_nothing(world, monkeypatch, zone, caplog):
+    """The server's own log says better."""
+    monkeypatch.setenv("REDCAP_TIMEZONE", zone)
+    monkeypatch.setenv("REDCAP_OVERLAP", "1s")
+    world.sync()
+    for number in range(3):
+        world.api.changes.put([{"record_id": f"n{number}", "redcap_event_name": "enrolment_arm_1", "first_name": "x"}])
+        summary = world.sync()
+        assert summary["zone_source"] == "log"
+        world.assert_exact()
+    assert "ZoneWrong" in caplog.text
+
+
+def test_what_was_rolled_back_is_not_counted(world, monkeypatch):
+    put = Transaction.put
+
+    def full(*given, **named):
+        put(*given, **named)
+        raise errors.SinkFailed("the disk is full")
+
+    monkeypatch.setattr(Transaction, "put", full)
+    with pytest.raises(errors.SinkFailed) as seen:
+        world.sync()
+    assert world.query("SELECT COUNT(*) FROM records") == [(0,)]
+    assert (seen.value.summary["inserted"], seen.value.summary["rows"]) == (0, 0)
+    assert seen.value.summary["requests"] > 5

@@ -111,12 +111,17 @@ def test_memory_near_the_ceiling_has_a_colour_where_colours_are_wanted(screen, c
         {"done": 50, "total": 10, "unit": None},
         {"done": 50, "total": -10, "unit": "x"},
         {"done": 10**30, "total": 1, "unit": "x" * 5000},
+        {"done": 10**400, "total": 10},
+        {"done": 1, "total": 10**400},
+        {"done": 1 << 53, "total": 1 << 53},
         {"done": 1, "total": 0},
         {"done": 1, "total": None, "unit": "record ids"},
     ],
 )
 def test_whatever_is_said_is_one_printable_line(screen, clock, wrong):
     for _ in range(2):
+        screen.progress("sync\x07", 1, CEILING_BYTES, said(0, wrong.get("total"), wrong.get("unit", "")))
+        clock.now_s += 1
         screen.progress("sync\x07", 1, CEILING_BYTES, wrong)
         clock.now_s += 2
     for line in screen._stream.getvalue().split("\r\x1b[K"):
