@@ -94,7 +94,7 @@ def test_a_lost_state_directory_costs_a_full_sync_of_sqlite_and_nothing_of_postg
 
 
 def test_every_command_of_the_guide_is_known():
-    """Those that need root, an engine, a cluster or systemd have tests of what they call, in this folder and in tests/fleet."""
+    """Those that need root, an engine, a cluster or systemd have tests of what they call, in tests/deploy and tests/fleet."""
     elsewhere = ("sudo ", "journalctl ", "docker ", "python -m celery ", "pip install ", "export CELERY_BROKER_URL")
     run_here = [command("VACUUM INTO"), command("pg_dump"), command("pg_restore")]
     assert [one for one in COMMANDS if one not in run_here and not one.startswith(elsewhere)] == []
