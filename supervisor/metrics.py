@@ -7,6 +7,7 @@ is counted once and a restart begins nothing anew. Names and units follow promet
 import bisect
 import os
 import re
+import zlib
 from collections.abc import Iterator, Mapping
 from itertools import accumulate
 from typing import Any
@@ -17,7 +18,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from supervisor import __version__, files
-from supervisor.history import History, Report
+from supervisor.history import LINE_MAX_BYTES, History, Report, Size
 from supervisor.report import BEFORE, JOURNAL
 
 TOTALS = "metrics.json"
@@ -49,10 +50,10 @@ class JobTotals(msgspec.Struct):
 class Totals(msgspec.Struct):
     """`metrics.json`."""
 
-    inode: int = 0  # of the journal
-    next_byte: int = 0
-    unreadable: int = 0
-    supervisor_rss_bytes: int = 0
+    journal: int = 0  # by its first line
+    next_byte: Size = 0
+    unreadable: Size = 0
+    supervisor_rss_bytes: Size = 0
     jobs: dict[str, JobTotals] = {}
 
 
@@ -60,11 +61,11 @@ def write(path: str, state_dir: str, jobs: list[dict[str, Any]]) -> dict[str, An
     """Count what the journal has got since, and replace the file. Raises OSError, or ValueError for what is no metric."""
     specs = {job["name"]: checked(job["metrics"]) for job in jobs}
     totals = _read(state_dir)
-    now, before = (_inode(os.path.join(state_dir, name)) for name in (JOURNAL, JOURNAL + BEFORE))
-    if now != totals.inode:
-        if totals.inode in (0, before):  # a new journal was begun: first what the one before got until then
+    now, before = (_first_line(os.path.join(state_dir, name)) for name in (JOURNAL, JOURNAL + BEFORE))
+    if now != totals.journal:
+        if totals.journal in (0, before):  # a new journal was begun: first what the one before got until then
             _count_all(totals, specs, History(state_dir, name=JOURNAL + BEFORE, from_byte=totals.next_byte))
-        totals.inode, totals.next_byte = now, 0
+        totals.journal, totals.next_byte = now, 0
     _count_all(totals, specs, History(state_dir, name=JOURNAL, from_byte=totals.next_byte))
     registry = CollectorRegistry()
     registry.register(_Families(totals, jobs, specs))
@@ -108,9 +109,11 @@ def _read(state_dir: str) -> Totals:
     return totals
 
 
-def _inode(path: str) -> int:
+def _first_line(path: str) -> int:
+    """Return by what a journal is known, also when its directory was copied: its first line has a UUID. 0 for none."""
     try:
-        return os.stat(path).st_ino
+        with open(path, "rb") as file:
+            return zlib.crc32(file.readline(LINE_MAX_BYTES))
     except FileNotFoundError:
         return 0
 

@@ -294,13 +294,24 @@ def written(tmp_path):
     return values(tmp_path / "x.prom")
 
 
+def test_a_copied_state_directory_is_not_counted_again(tmp_path):
+    (tmp_path / "one").mkdir()
+    for cycle in range(3):
+        with (tmp_path / "one" / "cycles.jsonl").open("a") as journal:
+            journal.write(json.dumps(LINE | {"cycle_id": f"id-{cycle}"}) + "\n")
+    written(tmp_path / "one")
+    shutil.copytree(tmp_path / "one", tmp_path / "two")
+    seen = written(tmp_path / "two")
+    assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == 3
+
+
 def test_another_journal_counts_from_its_start_however_long_it_is(tmp_path):
     line = json.dumps(LINE) + "\n"
     journal = tmp_path / "cycles.jsonl"
     journal.write_text(line)
     written(tmp_path)
     journal.rename(tmp_path / "cycles.jsonl.1")
-    journal.write_text(line * 3)
+    journal.write_text(json.dumps(LINE | {"cycle_id": "another"}) + "\n" + line * 2)
     seen = written(tmp_path)
     assert seen[("redcap_sync_cycles_total", ("outcome", "ok"), ("sync_job", "j"))] == 4
 
