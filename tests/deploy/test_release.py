@@ -122,6 +122,6 @@ def test_the_bill_of_materials_has_what_the_lock_has(release):
 
 def test_supported_pythons_are_said_the_same_everywhere():
     classifiers = [one.rpartition(" ")[2] for one in PROJECT["classifiers"] if one.startswith("Programming Language")]
-    loop = re.search(r"for version in ([\d. ]+);", (ROOT / "ops/pythons").read_text())[1].split()
+    loop = re.search(r"VERSIONS:-([\d. ]+)\}", (ROOT / "ops/pythons").read_text())[1].split()
     assert classifiers == loop == ["3.11", "3.12", "3.13"]
     assert PROJECT["requires-python"] == ">=3.11"
