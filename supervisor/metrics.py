@@ -81,7 +81,10 @@ def checked(metrics: object) -> dict[str, Spec]:
         raise ValueError(  # noqa: TRY004 - a setting's fault like the others
             "a job's `metrics` are a dict from a name to (help, label, source)"
         )
+    ours = {family.name for family in _Families(Totals(), [], {}).collect()}
     for name, spec in metrics.items():
+        if str(name).removesuffix("_total") in ours:
+            raise ValueError(f"a job's metric {name!r} has the name of one of the supervisor's")
         try:
             about, label, source = spec
             keys = source if isinstance(source, list | tuple) and label else [source]
@@ -206,12 +209,7 @@ class _Families(Collector):
         parent.add_metric([], self._totals.supervisor_rss_bytes)
         lines = CounterMetricFamily(f"{ours}journal_unreadable_lines", "Lines of the journal that could not be read.")
         lines.add_metric([], self._totals.unreadable)
-        ours_all: list[Metric] = [build, cycles, durations, missed, *families.values(), parent, lines]
-        yield from ours_all
-        for of_job in self._of_jobs():
-            if any(of_job.name == one.name for one in ours_all):
-                raise ValueError(f"a job has a metric {of_job.name}_total, which is one of the supervisor's")
-            yield of_job
+        yield from (build, cycles, durations, missed, *families.values(), parent, lines, *self._of_jobs())
 
     def _of_jobs(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}

@@ -276,12 +276,16 @@ def read(env_file: str | None) -> Reading:
     else:
         # The job's own faults belong into the same list, as far as the job can be told.
         seen.faults += job_faults(os.environ.get("SUPERVISOR_JOB", Settings.model_fields["job"].default))
+    labels: dict[str, str] = {}  # of the jobs' metrics
     for job in seen.jobs:
         where = f" of [jobs.{job.name}]" if settings and settings.jobs_file else ""
         with environment(job.env):
             seen.faults += [{**one, "variable": f"{one['variable']}{where}"} for one in job_faults(job.settings.job)]
         try:
-            _ = job.metrics
+            for name, (_, label, _) in job.metrics.items():
+                if labels.setdefault(name, label) != label:
+                    text = f"its metric {name} has the label {label!r}, and that of another job {labels[name]!r}"
+                    seen.faults.append({"variable": f"SUPERVISOR_JOB{where}", "message": text})
         except ValueError as error:
             seen.faults.append({"variable": f"SUPERVISOR_JOB{where}", "message": str(error)})
     return seen

@@ -242,9 +242,19 @@ def test_a_job_that_takes_one_of_our_names_is_told_so(cli, file, tmp_path):
         "def job():\n    pass\njob.metrics = {'redcap_sync_cycles_total': ('C.', '', 'c')}\n"
     )
     done = cli.run("once", SUPERVISOR_JOB="thief:job")
-    assert done.code == 0
-    (said,) = [line for line in done.lines if line["event"] == "metrics"]
-    assert "redcap_sync_cycles_total" in said["error"]
+    assert done.code == 78
+    assert "redcap_sync_cycles_total" in done.err
+
+
+def test_two_jobs_that_mean_different_things_by_one_name_are_told_so(cli, file, tmp_path):
+    (tmp_path / "two.py").write_text(
+        "def a():\n    pass\ndef b():\n    pass\na.metrics = {'n_total': ('N.', '', 'n')}\n"
+        "b.metrics = {'n_total': ('N.', 'kind', 'n')}\n"
+    )
+    (tmp_path / "jobs.toml").write_text('[jobs.one]\njob = "two:a"\n[jobs.other]\njob = "two:b"\n')
+    done = cli.run("once", SUPERVISOR_JOBS_FILE=str(tmp_path / "jobs.toml"))
+    assert done.code == 78
+    assert "of [jobs.other]: its metric n_total" in done.err
 
 
 @pytest.fixture
