@@ -202,6 +202,15 @@ def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
     if cgroup.ends_whole_group():
         found = "the kernel ends all of our control group together (memory.oom.group is 1)"
         yield line("init system", "fault", found, "set it to 0 (systemd: OOMPolicy=continue)", "InitDefeats")
+    if hidden := _hidden_processes():
+        found = f"/proc hides processes here ({hidden}), so that the ceiling does not see what a worker starts"
+        yield line(
+            "init system",
+            "fault",
+            found,
+            "set ProtectProc=default in the unit, or mount /proc without hidepid",
+            "InitDefeats",
+        )
     # The soft limit of data is the backstop of this very child.
     limits = {"RLIMIT_AS": resource.getrlimit(resource.RLIMIT_AS)[0]}
     limits["RLIMIT_DATA"] = resource.getrlimit(resource.RLIMIT_DATA)[1]
@@ -224,11 +233,22 @@ def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
             yield line("init system", "ok", f"{unit} lets a worker be ended alone, and drain")
 
 
+def _hidden_processes() -> str:
+    """Return the option of /proc's mount that hides processes from those that may not trace them; empty for none."""
+    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+        options = [one.rpartition(" ")[2].strip() for one in file if one.split()[4] == "/proc"]
+    found = re.search(r"hidepid=(?!0|off)\w+", options[-1] if options else "")
+    return found[0] if found else ""
+
+
 def _problems(unit: dict[str, str], grace_s: float, allowed_bytes: int) -> Iterator[tuple[str, str]]:
     memory = unit.get("MemoryMax", "")
     if memory.isdecimal() and int(memory) < allowed_bytes + PARENT_BYTES:
         found = f"MemoryMax={_mb(int(memory))}, and the ceilings allow {_mb(allowed_bytes)} at once"
         yield found, "lower SUPERVISOR_RSS_CEILING, or raise MemoryMax"
+    if unit.get("ProtectProc") in ("invisible", "noaccess", "ptraceable"):
+        found = f"ProtectProc={unit['ProtectProc']}, so that the ceiling does not see what a worker starts"
+        yield found, "set ProtectProc=default"
     policy, mode, stop = (unit.get(name, "") for name in ("OOMPolicy", "KillMode", "TimeoutStopUSec"))
     if policy in ("stop", "kill"):
         yield f"OOMPolicy={policy}, so that the whole service ends with a worker", "set OOMPolicy=continue"
@@ -250,7 +270,7 @@ def _units() -> list[str]:
 
 
 def _properties(unit: str) -> dict[str, str]:
-    said = _systemctl("show", unit, "--property=OOMPolicy,KillMode,TimeoutStopUSec,MemoryMax")
+    said = _systemctl("show", unit, "--property=OOMPolicy,KillMode,TimeoutStopUSec,MemoryMax,ProtectProc")
     return dict(one.split("=", 1) for one in said.splitlines() if "=" in one)
 
 

@@ -74,6 +74,7 @@ def test_what_the_probes_run_is_a_command_of_ours(cli):
     assert len(commands) == 3
     for command in commands:
         assert cli.run(*command.split(", ")).code == 3
+    assert sum("--alive" in command for command in commands) == 2
 
 
 def test_the_image_is_made_of_what_is_there():

@@ -115,6 +115,10 @@ def test_uninstalling_leaves_data_alone_and_can_be_done_twice(tmp_path):
     for path in ("opt/redcap-sync/bin", "etc/redcap-sync", "etc/systemd/system", "var/lib/redcap-sync"):
         (tmp_path / path).mkdir(parents=True)
     kept = [tmp_path / "etc/redcap-sync/redcap_api_token", tmp_path / "var/lib/redcap-sync/redcap.db"]
+    wants = tmp_path / "etc/systemd/system/multi-user.target.wants"
+    wants.mkdir()
+    for name in ("redcap-sync.service", "redcap-sync@north.service", "others.service"):
+        (wants / name).symlink_to(f"../{name}")
     for path in (
         *kept,
         tmp_path / "etc/systemd/system/redcap-sync.service",
@@ -124,6 +128,8 @@ def test_uninstalling_leaves_data_alone_and_can_be_done_twice(tmp_path):
     said = install(tmp_path, "uninstall")
     assert f"left alone: {tmp_path}/var/lib/redcap-sync" in said
     assert f"removed {tmp_path}/opt/redcap-sync" in said
+    assert "disabled redcap-sync@north.service" in said
+    assert [link.name for link in wants.iterdir()] == ["others.service"]
     assert "removed" not in install(tmp_path, "uninstall")
     assert all(path.exists() for path in (*kept, tmp_path / "etc/systemd/system/others.service"))
     assert not (tmp_path / "opt/redcap-sync").exists()
@@ -136,11 +142,9 @@ def _may_unshare():
 
 @pytest.mark.skipif(not _may_unshare(), reason="namespaces are not allowed here")
 def test_a_proc_that_shows_processes_alone_is_enough(cli):
-    """As ProtectProc=invisible and ProcSubset=pid make it."""
+    """As ProcSubset=pid makes it."""
     redcap_sync = f"{sys.executable} -m supervisor"
-    script = (
-        f"mount -t proc -o subset=pid,hidepid=invisible proc /proc && {redcap_sync} once && {redcap_sync} check --json"
-    )
+    script = f"mount -t proc -o subset=pid proc /proc && {redcap_sync} once && {redcap_sync} check --json"
     done = subprocess.run(
         ["unshare", "--pid", "--fork", "--mount", "timeout", "60", "sh", "-c", script],
         env=cli.env | {"SUPERVISOR_JOB": "jobs:ok"},
@@ -150,3 +154,41 @@ def test_a_proc_that_shows_processes_alone_is_enough(cli):
     )
     assert done.returncode == 0, done.stderr
     assert '"outcome":"ok"' in done.stderr
+
+
+@pytest.mark.skipif(not _may_unshare(), reason="namespaces are not allowed here")
+@pytest.mark.parametrize(("options", "code"), [("subset=pid", 0), ("subset=pid,hidepid=invisible", 1)])
+def test_a_proc_that_hides_workers_is_found(cli, options, code):
+    """A worker can't be read by its own user, so it is hidden: the ceiling would not see its children."""
+    script = f"mount -t proc -o {options} proc /proc && {sys.executable} -m supervisor check --json"
+    done = subprocess.run(
+        ["unshare", "--pid", "--fork", "--mount", "timeout", "60", "sh", "-c", script],
+        env=cli.env | {"SUPERVISOR_JOB": "jobs:ok"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == code, done.stdout + done.stderr
+    assert ("hidepid=invisible" in done.stdout) == bool(code)
+
+
+def test_units_hide_no_worker_from_its_supervisor():
+    for name in NAMES:
+        assert settings_of(name)["ProtectProc"] == "default"
+
+
+def test_a_strict_umask_and_a_half_made_environment_are_no_hindrance(tmp_path):
+    """The service's user must reach the program; what an interrupted install left is made anew."""
+    (tmp_path / "opt/redcap-sync/bin").mkdir(parents=True)
+    (tmp_path / "opt/redcap-sync/bin/python").symlink_to("/bin/false")
+    before = os.umask(0o077)
+    try:
+        install(tmp_path)
+    finally:
+        os.umask(before)
+    for path in ("opt/redcap-sync/bin/redcap-sync", "etc/systemd/system"):
+        assert (tmp_path / path).stat().st_mode & 0o005 == 0o005, path
+    settings = tmp_path / "etc/redcap-sync/redcap-sync.env"
+    assert settings.stat().st_mode & 0o777 == 0o600
+    settings.chmod(0o644)
+    assert "WARNING" in install(tmp_path)

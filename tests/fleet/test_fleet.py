@@ -127,7 +127,9 @@ def test_a_lost_machine_s_projects_are_another_s_and_none_runs_twice_at_once(fle
     wait_until(lambda: "ready" in (fleet.folder / "one.log").read_text())
     fleet.start("beat", "beat")
     wait_until(lambda: sum(what == "begin" for what, *_ in fleet.told()) == 2)
-    fleet.start("two", "worker", "-c", "8")  # more than it has projects: the next ticks of those that run come to it, too
+    fleet.start(
+        "two", "worker", "-c", "8"
+    )  # more than it has projects: the next ticks of those that run come to it, too
     wait_until(lambda: {machine for what, _, machine, _ in fleet.told() if what == "begin"} == {"one", "two"})
     wait_until(lambda: (fleet.folder / "two.log").read_text().count("another machine is at it") > 4)
     began = [(name, int(pid)) for what, name, machine, pid in fleet.told() if what == "begin" and machine == "one"]
