@@ -7,8 +7,9 @@ that it is quick and also tells of a service whose settings are wrong by now.
 import argparse
 import json
 import os
+import signal
 import sys
-import time
+import threading
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ TAIL_BYTES = 1_000_000
 SHOWN_CYCLES = 10
 LATE_S = 120.0  # a tick that is due and was not started; the supervisor wakes once a minute at least
 BAR_CELLS = 16
+WATCH_EVERY_S = 1.0
 STATE_MAX_BYTES = 10_000_000
 
 
@@ -199,15 +201,15 @@ def _watch(state_dir: str) -> int:
     from rich.console import Console  # noqa: PLC0415 - a health check has no use for it
     from rich.live import Live  # noqa: PLC0415
 
+    # Not by KeyboardInterrupt, which is lost where it comes in the middle of a finalizer.
+    stop = threading.Event()
+    signal.signal(signal.SIGINT, lambda *_: stop.set())
     seen = look(state_dir)
-    try:
-        with Live(_page(seen), console=Console(highlight=False), auto_refresh=False) as live:
-            while True:
-                time.sleep(1)
-                seen = look(state_dir)
-                live.update(_page(seen), refresh=True)
-    except KeyboardInterrupt:
-        return int(seen["exit"])
+    with Live(_page(seen), console=Console(highlight=False), auto_refresh=False) as live:
+        while not stop.wait(WATCH_EVERY_S):
+            seen = look(state_dir)
+            live.update(_page(seen), refresh=True)
+    return int(seen["exit"])
 
 
 def _page(seen: dict[str, Any]) -> Any:
