@@ -17,6 +17,7 @@ from supervisor.wait import call
 JOB = JobPlan(name="settings", target="supervisor.settings:load", rss_ceiling_bytes=10**9, cycle_timeout_s=120.0)
 
 COMMAND_TIMEOUT_S = 600.0
+ANSWER_MAX_BYTES = 32_000_000  # of 10,000 jobs; the parent reads it
 
 
 class ConfigError(Exception):
@@ -61,6 +62,8 @@ def _answer(run: Run, failed: str, answer_fd: int = -1) -> dict[str, Any]:
         raise ConfigError(f"redcap-sync: {failed}: {seen['type']}: {seen['message']}\n{seen['traceback']}")
     answer: dict[str, Any] = run.evidence.result["summary"]
     if answer_fd >= 0:
+        if os.fstat(answer_fd).st_size > ANSWER_MAX_BYTES:
+            raise ConfigError(f"redcap-sync: {failed}: the answer has more than {ANSWER_MAX_BYTES:,} bytes")
         answer = json.loads(os.pread(answer_fd, os.fstat(answer_fd).st_size, 0))
     if "faults" in answer:
         raise ConfigError(listed([(fault["variable"], fault["message"]) for fault in answer["faults"]]))

@@ -9,9 +9,9 @@ from typing import TextIO
 
 from supervisor import log, terminal
 from supervisor.messages import Message
-from supervisor.state import progress as sound
 
 BAR_CELLS = 20
+BAR = 9  # its importance: the first to give way, and not for a log
 PLAIN_EVERY_S = 60.0
 HIGH, HIGHER = 0.75, 0.9  # shares of the ceiling that are worth a colour
 RATE_AFTER_S = 0.5  # what was done in less says little of the rate
@@ -45,9 +45,9 @@ class Console:
         self.terminal = stream.isatty() and os.environ.get("TERM") != "dumb"
         self._color = self.terminal and not os.environ.get("NO_COLOR")
 
-    def progress(self, job: str, rss_bytes: int, ceiling_bytes: int, said: Message) -> None:
-        """Show what a worker says; it is never trusted."""
-        about, now_s = sound(said), self._now_s()
+    def progress(self, job: str, rss_bytes: int, ceiling_bytes: int, about: Message) -> None:
+        """Show what `state.progress` let through of what a worker says."""
+        now_s = self._now_s()
         if about["done"] is None:
             return
         stretch = self._stretches.get(job)
@@ -69,7 +69,7 @@ class Console:
         elif now_s - stretch.plain_s >= PLAIN_EVERY_S:
             stretch.plain_s = now_s
             line = "  ".join(
-                text for importance, text in parts(job, stretch, now_s, rss_bytes, ceiling_bytes) if importance < 9
+                text for importance, text in parts(job, stretch, now_s, rss_bytes, ceiling_bytes) if importance != BAR
             )
             log.say("progress", text=line, job=job, **about, rss_bytes=rss_bytes, rss_ceiling_bytes=ceiling_bytes)
 
@@ -99,7 +99,7 @@ def parts(job: str, stretch: Stretch, now_s: float, rss_bytes: int, ceiling_byte
     count = f"{stretch.done:,} of {total:,}" if total else f"{stretch.done:,}"
     shown = [(0, terminal.plain(job))]
     if total:
-        shown.append((9, terminal.bar(stretch.done, total, BAR_CELLS)))
+        shown.append((BAR, terminal.bar(stretch.done, total, BAR_CELLS)))
         shown.append((1, f"{max(0, min(100, 100 * stretch.done // total))} %"))
     shown.append((2, f"{count} {terminal.plain(stretch.unit)}".rstrip()))
     if rate:

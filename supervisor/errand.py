@@ -22,7 +22,7 @@ class Errand:
     def ask(self, arguments: dict[str, Any], answer_fd: int = -1) -> None:
         """Start it, or note that it is to be done once more. Raises OSError when no process can be started.
 
-        What it returns goes into `answer_fd` as JSON, where one is given.
+        With `answer_fd`, more arguments are what that file holds, and what is returned goes into it, as JSON.
         """
         if self.worker:
             self._again = True

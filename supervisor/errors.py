@@ -133,7 +133,7 @@ def explain(env_file: str | None, code: str | None) -> dict[str, Any]:
     by_name = {one.lower(): one for one in known} | {"70": "BreakerOpen", "75": "StateDirHeld", "78": "ConfigInvalid"}
     found = by_name.get(code.lower())
     if found is None:
-        if isinstance(getattr(builtins, code, None), type):
+        if isinstance(kind := getattr(builtins, code, None), type) and issubclass(kind, BaseException):
             print(f"{code}: an exception of Python's own, raised by the job.\nWhat to do: {OF_A_JOB}")
             return {"exit": 0}
         near = difflib.get_close_matches(code.lower(), by_name, 1)

@@ -1,6 +1,8 @@
 """The supervisor's side of SUPERVISOR_METRICS_FILE: after each cycle a worker writes it anew."""
 
+import json
 import logging
+import os
 
 from supervisor import log
 from supervisor.clock import Clock
@@ -22,24 +24,29 @@ class Exporter:
 
     def __init__(self, clock: Clock) -> None:
         self.errand = Errand(JOB, clock)
+        self._told: Plan | None = None
+        self._fd = -1  # what the child must know of that plan: of many jobs, more than goes through a packet
 
     def ask(self, plan: Plan) -> None:
         """Start to write what the journal tells by now."""
         if not plan.metrics_file:
             return
-        jobs = [
-            {
-                "name": job.name,
-                "interval_s": job.interval_s,
-                "rss_ceiling_bytes": job.rss_ceiling_bytes,
-                "metrics": dict(job.metrics),
-            }
-            for job in plan.jobs
-        ]
         try:
-            self.errand.ask({"path": plan.metrics_file, "state_dir": plan.state_dir, "jobs": jobs})
+            if plan is not self._told:
+                self._tell(plan)
+            self.errand.ask({"path": plan.metrics_file, "state_dir": plan.state_dir}, self._fd)
         except OSError as error:
             _failed(plan, f"no process could be started ({error})")
+
+    def _tell(self, plan: Plan) -> None:
+        about = ("name", "target", "interval_s", "rss_ceiling_bytes")
+        jobs = [{name: getattr(job, name) for name in about} for job in plan.jobs]
+        fd = os.memfd_create("metrics", os.MFD_CLOEXEC)
+        with os.fdopen(fd, "w", encoding="utf-8", closefd=False) as file:
+            json.dump({"jobs": jobs, "metrics": dict(plan.metrics)}, file)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._told = fd, plan
 
     def take(self, plan: Plan) -> None:
         """See how the writing ended, and write once more where a cycle has ended meanwhile."""

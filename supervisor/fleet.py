@@ -9,7 +9,6 @@ Celery worker hold nothing but a wait. A lease in Redis keeps a project from run
 loses its leases after LEASE_S, and the next tick, or the queue itself, gives its projects to another.
 """
 
-import json
 import os
 import subprocess
 import sys
@@ -26,13 +25,15 @@ from celery.schedules import schedstate, schedule
 from celery.utils.log import get_task_logger
 
 from supervisor import configure
+from supervisor.cli import EX_CONFIG
+from supervisor.history import LINE_MAX_BYTES, History
+from supervisor.loop import EX_TEMPFAIL
 from supervisor.plan import JobPlan, Plan
-from supervisor.report import JOURNAL
 
 LEASE_S = 60.0
 RENEW_S = 10.0
 LOST_S = 40.0  # a lease that could not be renewed for so long is given up: the cycle is ended before another may begin
-BUSY, EX_TEMPFAIL, EX_CONFIG = "busy", 75, 78
+BUSY = "busy"
 
 # The supervisor of the cycle dies with this process, its worker with it: nothing runs on without its lease.
 _ONCE = (
@@ -84,6 +85,9 @@ def environment(job: JobPlan, plan: Plan) -> dict[str, str]:
         "SUPERVISOR_STATE_DIR": os.path.join(plan.state_dir, quote(job.name, safe="")),
         "SUPERVISOR_LOG_FORMAT": plan.log_format,
     }
+    if plan.metrics_file:  # a file each: the journals are, too
+        stem, suffix = os.path.splitext(plan.metrics_file)
+        own["SUPERVISOR_METRICS_FILE"] = f"{stem}-{quote(job.name, safe='')}{suffix}"
     inherited = {name: value for name, value in os.environ.items() if name != "SUPERVISOR_JOBS_FILE"}
     return inherited | dict(job.env) | own
 
@@ -109,19 +113,12 @@ def run(job: JobPlan, plan: Plan, lease: Any) -> dict[str, Any]:
                     raise CycleNotOk(f"{job.name}: the lease could not be renewed ({type(error).__name__})") from None
     if code == EX_TEMPFAIL:
         return {"job": job.name, "outcome": BUSY}
-    report = _last_report(env["SUPERVISOR_STATE_DIR"]) if code in (0, 1) else {}
-    outcome = report.get("outcome", f"exit code {code}")
+    last = deque(History(env["SUPERVISOR_STATE_DIR"], last_bytes=2 * LINE_MAX_BYTES), 1)
+    outcome = last[0].outcome if last and code in (0, 1) else f"exit code {code}"
     if code:
-        what = (report.get("error") or {}).get("type", "")
+        what = last[0].error.type if last and last[0].error else ""
         raise CycleNotOk(f"{job.name}: {outcome} {what}".rstrip() + ": the log of the worker has its report")
-    return {"job": job.name, "outcome": outcome, "cycle_id": report["cycle_id"], "duration_s": report["duration_s"]}
-
-
-def _last_report(state_dir: str) -> dict[str, Any]:
-    with open(os.path.join(state_dir, JOURNAL), "rb") as file:
-        (line,) = deque(file, 1)
-    found: dict[str, Any] = json.loads(line)
-    return found
+    return {"job": job.name, "outcome": outcome, "duration_s": last[0].duration_s if last else None}
 
 
 def _plan() -> Plan:

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import ExitStack
 from datetime import datetime
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, Any, BinaryIO, Literal, get_args
 
 import msgspec
 from msgspec import Meta
@@ -25,6 +25,7 @@ Seconds = Annotated[float, Meta(ge=0, le=1e9)]
 YEARS = (2000, 2200)  # with others, sums and zones go out of what a datetime holds
 Time = Annotated[datetime, Meta(tz=True)]
 Outcome = Literal["ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom"]
+OUTCOMES: tuple[str, ...] = get_args(Outcome)
 
 
 class Error(msgspec.Struct, frozen=True):
@@ -53,8 +54,9 @@ class Report(msgspec.Struct, frozen=True):
     error: Error | None = None
 
 
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)  # a pipe would wait for its other end
+def at_once(path: str, flags: int) -> int:
+    """Open for reading without a wait, as `open`'s opener: a pipe would wait for its other end."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC)
 
 
 class History:
@@ -78,7 +80,7 @@ class History:
         with ExitStack() as stack:
             for path in self._paths:
                 try:
-                    file = stack.enter_context(open(path, "rb", opener=_at_once))  # before one of them is renamed
+                    file = stack.enter_context(open(path, "rb", opener=at_once))  # before one of them is renamed
                 except FileNotFoundError:
                     continue
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

@@ -199,8 +199,8 @@ def _run(message: messages.Message, channel: socket.socket, result_fd: int, spec
         elif message.get("arguments") is None:
             summary = _call(find(spec.job.target), cycle)
         else:
-            summary = find(spec.job.target)(**message["arguments"])
-            if result_fd >= 0:  # of any size: what a thousand jobs are goes through no packet
+            summary = find(spec.job.target)(**message["arguments"], **_more_arguments(result_fd))
+            if result_fd >= 0 and summary:  # of any size: what a thousand jobs are goes through no packet
                 with os.fdopen(result_fd, "w", encoding="utf-8", closefd=False) as file:
                     json.dump(summary, file)
                 summary = None
@@ -245,6 +245,13 @@ def _call(job: Callable[..., Any], cycle: Cycle) -> Any:
         takes_one = False
     wants_one = any(p.default is p.empty or p.name == "cycle" for p in signature.parameters.values())
     return job(cycle) if takes_one and wants_one else job()
+
+
+def _more_arguments(fd: int) -> dict[str, Any]:
+    """Return what an errand was told in its file, where that holds something."""
+    told = os.pread(fd, os.fstat(fd).st_size, 0) if fd >= 0 else b""
+    arguments: dict[str, Any] = json.loads(told) if told else {}
+    return arguments
 
 
 def _summary_of(error: BaseException, result: messages.Message) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 Start reading at `Supervisor.run`. Whatever is heavy happens in a worker; the loop waits.
 """
 
+import contextlib
 import gc
 import logging
 import random
@@ -132,19 +133,27 @@ class Supervisor:
         gc.freeze()  # a collection in a forked child leaves the pages that it shares with us alone
         with Signals() as signals:
             self._notifier.send("READY=1")
-            while not self._finished():
-                self._start_what_is_due()
-                self._tell_systemd()
-                self._keep_state()
-                wait(self._workers(), [signals.fileno()], self._patience_s())
-                self._obey(signals.take())
-                self._report_what_ended()
-                self._take_new_settings()
-                self._exporter.take(self._plan)
-                if self._stop_asked and (errand := self._exporter.errand.worker):
-                    errand.drain(errand.job.grace_s)  # also one that began after the stop was asked for
-                self._look_around()
-                self._end_orphans()
+            try:
+                while not self._finished():
+                    self._start_what_is_due()
+                    self._tell_systemd()
+                    self._keep_state()
+                    wait(self._workers(), [signals.fileno()], self._patience_s())
+                    self._obey(signals.take())
+                    self._report_what_ended()
+                    self._take_new_settings()
+                    self._exporter.take(self._plan)
+                    if self._stop_asked and (errand := self._exporter.errand.worker):
+                        errand.drain(errand.job.grace_s)  # also one that began after the stop was asked for
+                    self._look_around()
+                    self._end_orphans()
+            except BaseException:
+                # A defect of ours. With a live worker the interpreter would wait for it at its end, for ever, and nobody
+                # would start the service anew.
+                for worker in self._workers():
+                    with contextlib.suppress(OSError):
+                        signal.pidfd_send_signal(worker.pidfd, signal.SIGKILL)
+                raise
             self._keep_state()  # nothing runs any more: who finds it so knows that we ended by ourselves
         return self._exit_code()
 
@@ -199,7 +208,7 @@ class Supervisor:
             post.progress = progress(said)
             if self._state_file:
                 self._state_file.move()
-            self._on_progress(post.job.name, rss_bytes, post.job.rss_ceiling_bytes, said)
+            self._on_progress(post.job.name, rss_bytes, post.job.rss_ceiling_bytes, post.progress)
 
         return Worker(post.job, self._plan.state_dir, self._clock, on_output=post.lines.feed, on_progress=on_progress)
 

@@ -62,9 +62,8 @@ def receive(channel: socket.socket) -> Message | None:
         return None
     try:
         message = json.loads(packet)
-        if (
-            b"\\ud" in packet
-        ):  # a half of a pair, as os.fsdecode makes them, is no text: strict readers of JSON refuse it
+        # Half a surrogate pair, as os.fsdecode makes them, is no text: strict readers of JSON refuse it.
+        if b"\\ud" in packet:
             message = json.loads(json.dumps(message, ensure_ascii=False).encode("utf-8", "replace"))
     except (ValueError, RecursionError):
         raise ProtocolError("a packet that is not JSON") from None

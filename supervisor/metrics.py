@@ -9,6 +9,7 @@ import os
 import re
 import zlib
 from collections.abc import Iterator, Mapping
+from functools import cache
 from itertools import accumulate
 from typing import Any
 
@@ -18,11 +19,10 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.registry import Collector
 
 from supervisor import __version__, files
-from supervisor.history import LINE_MAX_BYTES, History, Report, Size
+from supervisor.history import LINE_MAX_BYTES, OUTCOMES, History, Report, Size, at_once
 from supervisor.report import BEFORE, JOURNAL
 
 TOTALS = "metrics.json"
-OUTCOMES = ("ok", "failed", "crashed", "ceiling", "timeout", "stopped", "oom")
 BUCKETS_S = (0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1200.0, 3600.0)
 LABELS_MAX = 100  # of one metric of a job's; each is a time series that somebody stores
 LABEL_MAX = 100  # characters
@@ -57,9 +57,9 @@ class Totals(msgspec.Struct):
     jobs: dict[str, JobTotals] = {}
 
 
-def write(path: str, state_dir: str, jobs: list[dict[str, Any]]) -> dict[str, Any]:
-    """Count what the journal has got since, and replace the file. Raises OSError, or ValueError for what is no metric."""
-    specs = {job["name"]: checked(job["metrics"]) for job in jobs}
+def write(path: str, state_dir: str, jobs: list[dict[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Count what the journal has got since, and replace the file; `metrics` are those of each target. Raises OSError."""
+    specs = {job["name"]: metrics.get(job["target"], {}) for job in jobs}
     totals = _read(state_dir)
     now, before = (_first_line(os.path.join(state_dir, name)) for name in (JOURNAL, JOURNAL + BEFORE))
     if now != totals.journal:
@@ -81,7 +81,7 @@ def checked(metrics: object) -> dict[str, Spec]:
         raise ValueError(  # noqa: TRY004 - a setting's fault like the others
             "a job's `metrics` are a dict from a name to (help, label, source)"
         )
-    ours = {family.name for family in _Families(Totals(), [], {}).collect()}
+    ours = _our_names()
     for name, spec in metrics.items():
         if str(name).removesuffix("_total") in ours:
             raise ValueError(f"a job's metric {name!r} has the name of one of the supervisor's")
@@ -102,6 +102,11 @@ def checked(metrics: object) -> dict[str, Spec]:
     return dict(metrics)
 
 
+@cache
+def _our_names() -> frozenset[str]:
+    return frozenset(family.name for family in _Families(Totals(), [], {}).collect())
+
+
 def _read(state_dir: str) -> Totals:
     """Return the totals until now; those of a journal that is not there any more go on, from the new one's start."""
     try:
@@ -115,7 +120,7 @@ def _read(state_dir: str) -> Totals:
 def _first_line(path: str) -> int:
     """Return by what a journal is known, also when its directory was copied: its first line has a UUID. 0 for none."""
     try:
-        with open(path, "rb") as file:
+        with open(path, "rb", opener=at_once) as file:
             return zlib.crc32(file.readline(LINE_MAX_BYTES))
     except FileNotFoundError:
         return 0
@@ -169,8 +174,12 @@ class _Families(Collector):
     def collect(self) -> Iterator[Metric]:
         """Yield every family."""
         ours = "redcap_sync_"
-        build = GaugeMetricFamily(f"{ours}build_info", "The version that wrote this.", labels=["version"])
-        build.add_metric([__version__], 1)
+        # Of the supervisor itself, and yet with a label: several of them on one machine are read from one folder.
+        build = GaugeMetricFamily(f"{ours}build_info", "The version that wrote this.", labels=["sync_job", "version"])
+        about = "What the supervisor held in memory after the last cycle."
+        parent = GaugeMetricFamily(f"{ours}supervisor_rss_bytes", about, labels=["sync_job"])
+        about = "Lines of the journal that could not be read."
+        lines = CounterMetricFamily(f"{ours}journal_unreadable_lines", about, labels=["sync_job"])
         cycles = CounterMetricFamily(f"{ours}cycles", "Cycles by how they ended.", labels=["sync_job", "outcome"])
         durations = HistogramMetricFamily(f"{ours}cycle_duration_seconds", "How long cycles took.", labels=["sync_job"])
         missed = CounterMetricFamily(
@@ -193,6 +202,9 @@ class _Families(Collector):
             bounds = [*map(str, BUCKETS_S), "+Inf"]
             durations.add_metric([name], list(zip(bounds, counts, strict=True)), sum_value=job.duration_sum_s)
             missed.add_metric([name], job.missed_ticks)
+            build.add_metric([name, __version__], 1)
+            parent.add_metric([name], self._totals.supervisor_rss_bytes)
+            lines.add_metric([name], self._totals.unreadable)
             values = (
                 job.peak_rss_bytes,
                 plan["rss_ceiling_bytes"],
@@ -203,22 +215,13 @@ class _Families(Collector):
             for family, value in zip(families.values(), values, strict=True):
                 if value is not None:
                     family.add_metric([name], value)
-        parent = GaugeMetricFamily(
-            f"{ours}supervisor_rss_bytes", "What the supervisor held in memory after the last cycle."
-        )
-        parent.add_metric([], self._totals.supervisor_rss_bytes)
-        lines = CounterMetricFamily(f"{ours}journal_unreadable_lines", "Lines of the journal that could not be read.")
-        lines.add_metric([], self._totals.unreadable)
         yield from (build, cycles, durations, missed, *families.values(), parent, lines, *self._of_jobs())
 
     def _of_jobs(self) -> Iterator[Metric]:
         families: dict[str, CounterMetricFamily] = {}
-        labels: dict[str, str] = {}
         for job, specs in self._specs.items():
             of_job = self._totals.jobs.get(job, JobTotals()).figures
             for name, (about, label, source) in specs.items():
-                if labels.setdefault(name, label) != label:
-                    raise ValueError(f"two jobs have a metric {name}, one with the label {label!r}, one without")
                 both = ["sync_job", *([label] if label else [])]
                 family = families.setdefault(name, CounterMetricFamily(name, about, labels=both))
                 zeros = dict.fromkeys(source, 0.0) if label and not isinstance(source, str) else {}

@@ -24,7 +24,6 @@ class JobPlan:
     start_method: str = "fork"
     max_failures: int = 0  # 0: never give up
     env: Mapping[str, str] = field(default_factory=dict, repr=False)  # may hold secrets
-    metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)  # what its summaries come to, as it says
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +36,7 @@ class Plan:
     log_format: str = "json"
     log_level: str = "INFO"
     metrics_file: str = ""  # none are written
+    metrics: Mapping[str, Any] = field(default_factory=dict, repr=False)  # by target, what a summary comes to
     remarks: tuple[str, ...] = ()  # what is no fault, and worth a line in the log
 
 

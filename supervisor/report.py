@@ -7,7 +7,7 @@ import os
 import textwrap
 from typing import Any
 
-from supervisor import log, tree
+from supervisor import log, terminal, tree
 from supervisor.clock import rfc3339
 from supervisor.plan import JobPlan
 from supervisor.run import Run
@@ -63,7 +63,7 @@ def log_line(report: Report, columns: int | None = None, name_columns: int = 0) 
     if log.is_text():
         text = gist(report, columns and max(1, columns - LOG_PREFIX_COLUMNS), name_columns)
         if report["error"] and report["error"]["traceback"]:
-            text += "\n" + textwrap.indent(report["error"]["traceback"], " " * 10)
+            text += "\n" + textwrap.indent(_plain(report["error"]["traceback"]), " " * LOG_PREFIX_COLUMNS)
     else:
         text = ""
     log.say("cycle", level, text, **fields)
@@ -93,7 +93,11 @@ def gist(report: Report, columns: int | None = None, name_columns: int = 0) -> s
     if report["error"]:
         message = " ".join(f"{report['error']['type']}: {report['error']['message']}".split("\n"))
         line += f"{'  | ' if columns is None else NEW_LINE}{message}"
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in line)
+    return _plain(line)
+
+
+def _plain(text: str) -> str:
+    return "\n".join(map(terminal.plain, text.split("\n")))
 
 
 def _mb(size_bytes: int) -> str:
@@ -123,8 +127,7 @@ class Journal:
         if self._cut:
             line = b"\n" + line
         if self._is_another():  # somebody took it away, as logrotate does: the next one is begun
-            os.close(self._fd)
-            self._fd = self._open()
+            self._begin_anew()
             line = line.removeprefix(b"\n")
         written = os.write(self._fd, line)
         self._cut = written < len(line)
@@ -132,8 +135,12 @@ class Journal:
             raise OSError(errno.ENOSPC, f"only {written:,} of {len(line):,} bytes of a line were taken")
         if os.fstat(self._fd).st_size >= self._max_bytes:
             os.replace(self._path, self._path + BEFORE)
-            os.close(self._fd)
-            self._fd = self._open()
+            self._begin_anew()
+
+    def _begin_anew(self) -> None:
+        fd = self._open()  # first: if that fails the old one stays, and its number is no other file's
+        os.close(self._fd)
+        self._fd = fd
 
     def _is_another(self) -> bool:
         try:

@@ -299,10 +299,8 @@ def load(env_file: str | None) -> dict[str, Any]:
         return {"faults": [*seen.faults, *seen.hints()]}
     return {
         "plan": {
-            "jobs": [
-                job.settings.job_plan(job.name, {**seen.overlay, **job.env}) | {"metrics": job.metrics}
-                for job in seen.jobs
-            ],
+            "jobs": [job.settings.job_plan(job.name, {**seen.overlay, **job.env}) for job in seen.jobs],
+            "metrics": {job.settings.job: job.metrics for job in seen.jobs},
             "state_dir": str(settings.state_dir or default_state_dir()),
             "max_workers": settings.max_workers,
             "log_format": settings.log_format,

@@ -17,11 +17,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from supervisor import __version__, config, errors, files, settings, state, terminal
 from supervisor.clock import rfc3339
-from supervisor.history import History, Outcome, Report
+from supervisor.history import OUTCOMES, History, Report
 from supervisor.plan import default_state_dir
 from supervisor.report import BEFORE, JOURNAL
 
@@ -29,7 +29,6 @@ NAME = "report.html"
 CYCLES_MAX = 40_000  # two years of one job; with more the page gets larger than 6 MB
 FAILURES_SHOWN = 20
 PHASES_MAX, FIGURES_MAX = 8, 12  # series of one chart; those that most cycles have
-OUTCOMES: tuple[str, ...] = get_args(Outcome)
 NOTHING = float("nan")
 OURS = {JOURNAL, JOURNAL + BEFORE, state.NAME, "metrics.json", "lock", "requests", "redcap.db"}
 

@@ -330,3 +330,8 @@ def says_escapes():
 
 def says_escapes_well():
     return {"\x1b[2J": 7}
+
+
+def counts_up_and_hangs(cycle):
+    cycle.progress(1, 2, "things")
+    time.sleep(60)

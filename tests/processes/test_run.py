@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import psutil
@@ -259,3 +261,19 @@ def test_a_kept_worker_keeps_nothing_that_a_job_left(cli, service):
     wait_until(lambda: not psutil.pid_exists(daemon))
     process.terminate()
     assert cli.finish(process).code == 0
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_a_defect_of_the_loop_ends_the_service_and_its_worker(cli, tmp_path, method):
+    """It is seen, and the init system can start it anew: it must not wait for a worker for ever."""
+    (tmp_path / "defect.py").write_text(
+        "import sys\nfrom supervisor import cli, console\n\n"
+        "def broken(*_):\n    raise RuntimeError('a defect')\n\n"
+        "if __name__ == '__main__':\n    console.Console.progress = broken\n    sys.exit(cli.main(['run']))\n"
+    )
+    env = cli.env | {"SUPERVISOR_JOB": "jobs:counts_up_and_hangs", "SUPERVISOR_START_METHOD": method}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "defect.py"], env=env, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    assert "RuntimeError: a defect" in done.stderr

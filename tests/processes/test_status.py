@@ -237,3 +237,21 @@ def test_a_state_directory_that_is_taken_away_ends_the_service(cli):
     assert done.code == 75
     assert '"code":"StateDirLost"' in done.err
     assert cli.run("once", SUPERVISOR_JOB="jobs:ok").code == 0
+
+
+def test_a_journal_that_can_not_be_begun_anew_writes_into_no_other_file(tmp_path):
+    """The number of a descriptor that was closed may be another file's by then."""
+    folder = tmp_path / "state"
+    folder.mkdir()
+    kept = Journal(str(folder))
+    kept.write(REPORT)
+    shutil.rmtree(folder)
+    with pytest.raises(FileNotFoundError):
+        kept.write(REPORT)
+    with (tmp_path / "another").open("wb"), pytest.raises(FileNotFoundError):
+        kept.write(REPORT)
+    assert (tmp_path / "another").read_bytes() == b""
+    folder.mkdir()
+    kept.write(REPORT)
+    kept.close()
+    assert (folder / "cycles.jsonl").read_bytes().count(b"\n") == 1

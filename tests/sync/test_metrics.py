@@ -91,7 +91,7 @@ def test_they_are_the_sums_of_the_journal_and_go_on_over_restarts(world, of_the_
     assert of(seen, "rss_ceiling_bytes") == 512e6
     assert of(seen, "interval_seconds") == 1800
     assert of(seen, "last_success_timestamp_seconds") < of(seen, "last_cycle_timestamp_seconds")
-    assert seen[("redcap_sync_supervisor_rss_bytes",)] == reports[-1]["supervisor_rss_bytes"]
+    assert of(seen, "supervisor_rss_bytes") == reports[-1]["supervisor_rss_bytes"]
     assert [path.name for path in file.parent.iterdir()] == ["redcap.prom"]
     assert file.stat().st_mode & 0o777 == 0o644
     assert (of_the_sync.state_dir / "metrics.json").stat().st_mode & 0o777 == 0o600
@@ -175,7 +175,7 @@ def test_a_hostile_journal_is_counted_as_far_as_it_is_sound(cli, file):
     cli.run("once")
     cli.run("once")
     seen = values(file)
-    assert seen[("redcap_sync_journal_unreadable_lines_total",)] == 3
+    assert seen[("redcap_sync_journal_unreadable_lines_total", ("sync_job", "ok"))] == 3
     assert seen[("shop_things_total", ("sync_job", "ok"))] == 6
 
 
@@ -299,8 +299,8 @@ LINE = {
 
 
 def written(tmp_path):
-    job = {"name": "j", "interval_s": 1, "rss_ceiling_bytes": 1, "metrics": {}}
-    metrics.write(str(tmp_path / "x.prom"), str(tmp_path), [job])
+    job = {"name": "j", "target": "a:b", "interval_s": 1, "rss_ceiling_bytes": 1}
+    metrics.write(str(tmp_path / "x.prom"), str(tmp_path), [job], {})
     return values(tmp_path / "x.prom")
 
 
@@ -344,7 +344,7 @@ def test_a_line_that_is_still_cut_off_is_counted_once_it_is_known_to_stay_so(tmp
     line = json.dumps(LINE) + "\n"
     journal = tmp_path / "cycles.jsonl"
     journal.write_text(line + line[:50])
-    unreadable = ("redcap_sync_journal_unreadable_lines_total",)
+    unreadable = ("redcap_sync_journal_unreadable_lines_total", ("sync_job", "j"))
     assert [written(tmp_path)[unreadable] for _ in range(3)] == [0, 0, 0]
     journal.write_text(line + line[:50] + "\n" + line)
     seen = written(tmp_path)
@@ -403,3 +403,36 @@ def test_a_stop_does_not_wait_long_for_metrics_that_hang(cli, file, tmp_path):
     service.send_signal(signal.SIGTERM)
     assert cli.finish(service).code == 0
     assert time.monotonic() - before_s < 15  # its own time limit is 30 s
+
+
+def test_of_hundreds_of_jobs_each_has_its_own(cli, file, tmp_path):
+    """What the child must know of them is more than goes through a packet."""
+    tables = "".join(f'[jobs.project-{number}]\njob = "shop:ok"\ninterval = "1h"\n' for number in range(400))
+    (tmp_path / "jobs.toml").write_text(tables)
+    service = cli.start("run", SUPERVISOR_JOBS_FILE=str(tmp_path / "jobs.toml"), SUPERVISOR_LOG_LEVEL="ERROR")
+    try:
+        wait_until(file.exists)
+        seen = values(file)
+        assert seen[("shop_things_total", ("sync_job", "project-0"))] == 2
+        assert seen[("shop_things_total", ("sync_job", "project-399"))] == 0
+    finally:
+        service.send_signal(signal.SIGTERM)
+        assert cli.finish(service).code == 0
+
+
+def test_several_services_on_one_machine_share_no_series(cli, file, tmp_path):
+    """node_exporter refuses a series that two files have."""
+    series = []
+    for name in ("north", "south"):
+        path = file.with_name(f"{name}.prom")
+        state = str(tmp_path / name)
+        cli.run(
+            "once",
+            SUPERVISOR_JOB="shop:ok",
+            SUPERVISOR_JOB_NAME=name,
+            SUPERVISOR_METRICS_FILE=str(path),
+            SUPERVISOR_STATE_DIR=state,
+        )
+        series.append(set(values(path)))
+    assert series[0]
+    assert not series[0] & series[1]

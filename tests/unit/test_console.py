@@ -6,6 +6,7 @@ import pytest
 
 from supervisor import log
 from supervisor.console import PLAIN_EVERY_S, Console, Stretch, drawn, parts
+from supervisor.state import progress
 
 CEILING_BYTES = 512_000_000
 
@@ -120,9 +121,9 @@ def test_memory_near_the_ceiling_has_a_colour_where_colours_are_wanted(screen, c
 )
 def test_whatever_is_said_is_one_printable_line(screen, clock, wrong):
     for _ in range(2):
-        screen.progress("sync\x07", 1, CEILING_BYTES, said(0, wrong.get("total"), wrong.get("unit", "")))
+        screen.progress("sync\x07", 1, CEILING_BYTES, progress(said(0, wrong.get("total"), wrong.get("unit", ""))))
         clock.now_s += 1
-        screen.progress("sync\x07", 1, CEILING_BYTES, wrong)
+        screen.progress("sync\x07", 1, CEILING_BYTES, progress(wrong))
         clock.now_s += 2
     for line in screen._stream.getvalue().split("\r\x1b[K"):
         assert line.isprintable()
