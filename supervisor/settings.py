@@ -73,7 +73,7 @@ class Settings(BaseSettings):
     _follows: str = PrivateAttr("")
 
     job: Target = _setting("worker.job:sync", "`module:callable` of the job")
-    job_name: str = _setting("", "what its reports call the job", shown="the callable's name", max_length=200)
+    job_name: str = _setting("", "what its reports call the job", shown="the callable's name", max_length=NAME_MAX)
     jobs_file: Path | None = _setting(
         None, "TOML with several jobs, each `[jobs.NAME]` overriding these and carrying its own `env` table"
     )
@@ -112,6 +112,13 @@ class Settings(BaseSettings):
     @classmethod
     def _upper(cls, value: object) -> object:
         return value.upper() if isinstance(value, str) else value
+
+    @field_validator("job_name")
+    @classmethod
+    def _printable(cls, name: str) -> str:
+        if not name.isprintable():
+            raise ValueError("holds what can't be printed")
+        return name
 
     @field_validator("state_dir", "jobs_file", "metrics_file")
     @classmethod

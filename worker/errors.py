@@ -135,7 +135,7 @@ SinkBusy = _kind(
 ZoneWrong = _kind(
     "ZoneWrong",
     "`REDCAP_TIMEZONE` is not the zone of the server's log.",
-    "Unset `REDCAP_TIMEZONE`, or set the server's own: with another one, edits would be missed or read twice.",
+    "Unset `REDCAP_TIMEZONE`, or set the server's own. Until then the log is believed, and each cycle says so.",
 )
 StateFailed = _kind(
     "StateFailed",

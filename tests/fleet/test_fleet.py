@@ -1,5 +1,6 @@
 """Celery with a real Redis and two machines, one of which is lost in the middle of a cycle."""
 
+import dataclasses
 import importlib.util
 import itertools
 import json
@@ -245,3 +246,13 @@ def test_times_agree(module):
     assert module.LOST_S + module.RENEW_S < module.LEASE_S
     assert module.app.conf.broker_transport_options["visibility_timeout"] >= 45 + module.LEASE_S
     assert module.app.conf.beat_schedule["north"]["options"]["expires"] == 3.0
+
+
+def test_a_project_has_settings_and_files_of_its_own(module):
+    plan = dataclasses.replace(module.plan, metrics_file="/metrics/redcap.prom")
+    job = dataclasses.replace(module._jobs["north"], name="north/../east")
+    env = module.environment(job, plan)
+    assert env["SUPERVISOR_STATE_DIR"] == os.path.join(plan.state_dir, "north%2F..%2Feast")
+    assert env["SUPERVISOR_METRICS_FILE"] == "/metrics/redcap-north%2F..%2Feast.prom"
+    assert env["SUPERVISOR_JOB_NAME"] == "north/../east"
+    assert "SUPERVISOR_JOBS_FILE" not in env

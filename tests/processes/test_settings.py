@@ -242,3 +242,11 @@ def test_a_name_that_no_report_could_carry_is_refused(cli, tmp_path, name):
     done = cli.run("once", SUPERVISOR_JOBS_FILE=str(jobs))
     assert done.code == 78
     assert "printable name" in done.err
+
+
+@pytest.mark.parametrize("name", ["x" * 201, "a\x1b[2Jb", "a\nb"])
+def test_the_same_goes_for_the_only_job(cli, name):
+    done = cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_JOB_NAME=name)
+    assert done.code == 78
+    assert "SUPERVISOR_JOB_NAME" in done.err
+    assert cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_JOB_NAME="north").report["job"] == "north"

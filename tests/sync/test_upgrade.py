@@ -90,7 +90,7 @@ def test_what_other_versions_left_in_the_state_directory_is_no_hindrance(world, 
     prom = cli.state_dir / "redcap.prom"
     done = cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_METRICS_FILE=str(prom))
     assert done.code == 0
-    assert "redcap_sync_journal_unreadable_lines_total 1.0" in prom.read_text()
+    assert 'redcap_sync_journal_unreadable_lines_total{sync_job="ok"} 1.0' in prom.read_text()
     status = cli.run("status", "--json")
     seen = json.loads(status.out)
     assert status.code == 3
