@@ -9,7 +9,7 @@ import logging
 import random
 import signal
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
 
@@ -112,7 +112,8 @@ class Supervisor:
         before = {post.job.name: post for post in self._posts}
         now_s = self._clock.now_s()
         posts = []
-        for index, job in enumerate(plan.jobs):
+        for index, planned in enumerate(plan.jobs):
+            job = replace(planned, cycles_per_worker=1) if self._once else planned  # nobody waits for a next cycle
             post = before.pop(job.name, None)
             # Several jobs do not all start in one second: each has its share of the interval.
             first_s = now_s if self._once else now_s + job.interval_s * index / len(plan.jobs)
@@ -178,11 +179,12 @@ class Supervisor:
             return
         free = self._plan.max_workers - sum(post.busy for post in self._posts)
         for post in sorted(self._posts, key=lambda post: post.schedule.due_s):
-            if free > 0 and post.wanted and not post.busy and post.schedule.due_s <= now_s:
-                if self._once and post.cycles:
-                    continue
+            if free > 0 and self._is_waiting(post) and post.schedule.due_s <= now_s:
                 self._start(post, now_s)
                 free -= post.busy
+
+    def _is_waiting(self, post: Post) -> bool:
+        return post.wanted and not post.busy and not (self._once and post.cycles)
 
     def _start(self, post: Post, now_s: float) -> None:
         post.missed_ticks = post.schedule.begin(now_s)
@@ -220,7 +222,7 @@ class Supervisor:
         if not self._stop_asked:
             # A job that is busy, or waits for its turn, is started when a worker ends.
             free = sum(post.busy for post in self._posts) < self._plan.max_workers
-            limits += [post.schedule.due_s for post in self._posts if free and post.wanted and not post.busy]
+            limits += [post.schedule.due_s for post in self._posts if free and self._is_waiting(post)]
         if self._look_around_s is not None:
             limits.append(self._look_around_s)
         return min(

@@ -3,9 +3,11 @@
 import json
 import os
 
+import psutil
 import pytest
 
 from supervisor.output import LINES_MAX_PER_CYCLE
+from tests.conftest import wait_until
 
 KEYS = {
     "event",
@@ -94,6 +96,34 @@ def test_ends_are_told_apart_however_the_worker_was_started(cli, method, job):
     assert report["outcome"] == expected
     signals = {"segfaults": "SIGSEGV", "kills_itself": "SIGKILL", "hangs": "SIGTERM"}
     assert report["signal"] == signals.get(job)
+
+
+@pytest.mark.parametrize("cycles", ["0", "2"])
+def test_a_worker_that_a_service_would_keep_goes(cli, method, cycles):
+    done = cli.run("once", SUPERVISOR_JOB="jobs:ok", SUPERVISOR_CYCLES_PER_WORKER=cycles, **method)
+    assert done.code == 0
+    assert done.report["recycled"] == "fresh"
+
+
+def test_a_job_that_is_done_is_waited_for_no_more(cli, tmp_path):
+    """Its next tick passes while another job is at its cycle: that must not keep the supervisor busy."""
+    path = tmp_path / "jobs.toml"
+    path.write_text(
+        "[jobs.quick]\njob = 'jobs:ok'\ninterval = '0.1s'\n[jobs.slow]\njob = 'jobs:hangs'\ncycle_timeout = '2s'\n"
+    )
+    process = cli.start("once", SUPERVISOR_JOBS_FILE=str(path), SUPERVISOR_MAX_WORKERS="2")
+    cli.reports_of(1)
+    parent = psutil.Process(process.pid)
+    used_s = []
+
+    def is_over():
+        used_s.append(sum(parent.cpu_times()[:2]))
+        return len((cli.state_dir / "cycles.jsonl").read_text().splitlines()) == 2
+
+    wait_until(is_over)
+    done = cli.finish(process)
+    assert [(one["job"], one["outcome"]) for one in done.reports] == [("quick", "ok"), ("slow", "timeout")]
+    assert used_s[-1] - used_s[0] < 0.5  # of two seconds
 
 
 def test_a_module_that_is_not_there_is_a_failed_cycle(cli):
