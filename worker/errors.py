@@ -11,6 +11,7 @@ class SyncError(Exception):
 
     transient = False
     smaller = False
+    retry_after_s: float | None = None  # what the server asked for
 
 
 CATALOGUE: dict[str, tuple[str, str]] = {}  # code: what it means, what to do
@@ -160,21 +161,12 @@ HandlerFailed = _kind(
 UnexpectedError = _kind(
     "UnexpectedError", "A defect of the sync: the place is named, the values are not.", "Report it with the whole line."
 )
-_TooManyRequests = _kind(
+TooManyRequests = _kind(
     "TooManyRequests",
     "The server asks for fewer requests (status 429).",
     "Make `REDCAP_MAX_RATE` smaller, and see who else uses the API from this address.",
     transient=True,
 )
-
-
-class TooManyRequests(_TooManyRequests):  # type: ignore[valid-type, misc] # made by `_kind`
-    """The server asks for fewer requests."""
-
-    def __init__(self, text: str, retry_after_s: float | None) -> None:
-        super().__init__(text)
-        self.retry_after_s = retry_after_s
-
 
 # What REDCap is known to say, and says without a record's values.
 _KNOWN = re.compile(

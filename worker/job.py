@@ -1,6 +1,7 @@
 """The job: `worker.job:sync` is what the supervisor calls, and what its commands ask."""
 
 import sqlite3
+import time
 import traceback
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -12,6 +13,12 @@ from worker.ids import IdList
 from worker.redcap import Client
 from worker.sink import open_sink
 from worker.sync import Cycle, Sync
+
+LOOK_S = 0.2  # how soon a wait ends when the service is stopped
+
+
+class _Stopped(Exception):
+    """A drain was asked for in the middle of a wait: whole batches are committed, and no other is begun."""
 
 
 def sync(cycle: Cycle) -> dict[str, Any]:
@@ -26,18 +33,29 @@ def sync(cycle: Cycle) -> dict[str, Any]:
         with ExitStack() as stack:
             sink = open_sink(sync_settings.sink, cycle.state_dir)
             stack.callback(sink.close)
-            client = Client(redcap, cycle.remaining_s, cycle.state_dir)
+            client = Client(redcap, cycle.remaining_s, cycle.state_dir, lambda wait_s: _sleep(cycle, wait_s))
             stack.callback(client.close)
             ids = IdList(cycle.state_dir)
             stack.callback(ids.close)
             work = Sync(cycle, redcap, sync_settings, client, sink, ids)
             return work.run()
+    except _Stopped:
+        return work.summary() if work else {}
     except Exception as error:
         known = _known(error, cycle.state_dir)
-        known.summary = work.figures() if work else {}  # type: ignore[attr-defined]
+        known.summary = work.summary() if work else {}  # type: ignore[attr-defined]
         if known is error:
             raise
         raise known from None
+
+
+def _sleep(cycle: Cycle, wait_s: float) -> None:
+    """Wait before the next request. A server in maintenance may ask for minutes, which no stop waits for."""
+    until_s = time.monotonic() + wait_s
+    while (left_s := until_s - time.monotonic()) > 0:
+        if cycle.stopping:
+            raise _Stopped
+        time.sleep(min(left_s, LOOK_S))
 
 
 def _known(error: Exception, state_dir: str) -> Exception:

@@ -147,7 +147,7 @@ class Client:
             self.counters.fetch_s += time.monotonic() - started_s
 
     def _wait_s(self, error: errors.SyncError, tries: int) -> float:
-        if isinstance(error, errors.TooManyRequests) and error.retry_after_s is not None:
+        if error.retry_after_s is not None:
             return error.retry_after_s
         return float(min(BACK_OFF_MAX_S, BACK_OFF_FIRST_S * 2**tries) * (0.5 + 0.5 * self.chance()))
 
@@ -161,7 +161,11 @@ class Client:
         try:
             with self._wait(send) as response:
                 self._note_time(response)
-                self._check_status(response)
+                try:
+                    self._check_status(response)
+                except errors.SyncError as error:
+                    error.retry_after_s = _retry_after_s(response.headers.get("Retry-After"))
+                    raise
                 return read(response)
         except requests.exceptions.SSLError as error:
             reason = _reason(error)
@@ -226,10 +230,7 @@ class Client:
                 "If REDCap has moved, set REDCAP_API_URL to its new address"
             )
         if status == 429:
-            raise errors.TooManyRequests(
-                "the server answered 429, too many requests: make REDCAP_MAX_RATE smaller",
-                _retry_after_s(response.headers.get("Retry-After")),
-            )
+            raise errors.TooManyRequests("the server answered 429, too many requests: make REDCAP_MAX_RATE smaller")
         text = self._error_text(response)
         said = _refusal(text) if text else None
         if isinstance(said, errors.OutOfServerMemory):

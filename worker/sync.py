@@ -172,7 +172,7 @@ class Sync:
             checkpoint = replace(checkpoint, backfill_cursor=batch.last, backfill_structure_hash=self._hash())
             self._write(batch.found, batch.gone, checkpoint)
             if self.cycle.stopping:
-                return self._summary()
+                return self._stopped(checkpoint)
         begun_at = checkpoint.backfill_started_at
         done = Checkpoint(
             synced_until=begun_at,
@@ -209,7 +209,7 @@ class Sync:
             all_gone += batch.gone
             self._write(batch.found, [], meanwhile)
             if self.cycle.stopping:
-                return self._summary()
+                return self._stopped(meanwhile)
         if self.mode != "full" and self._is_changed(before):
             return self._full_instead(before)  # no row had shown it before
         done = replace(
@@ -328,32 +328,39 @@ class Sync:
 
     def _finish(self, gone: Sequence[str], checkpoint: Checkpoint) -> dict[str, Any]:
         """Move the checkpoint, with the last changes and the cycle's own row."""
-        row = self._summary()
-        del row["zone_source"], row["answers"]
-        self._write({}, gone, checkpoint, row | {"cycle_id": self.cycle.id, "finished_at": self.now()})
-        return self._summary()
+        self._write({}, gone, checkpoint, self._row())
+        return self.summary()
 
-    def _summary(self) -> dict[str, Any]:
-        return {
-            "project_id": self.structure.project_id,
-            "mode": self.mode,
-            "window_begin": server_format(self.begin) if self.begin else None,
-            "window_end": server_format(self.started_at + timedelta(seconds=self.offset_s)),
-            "zone_source": self.zone_source,
-            **self.figures(),
-            "fields_hidden": len(self.reader.hidden()),
-        }
+    def _stopped(self, checkpoint: Checkpoint) -> dict[str, Any]:
+        """Leave after a batch: what was done is committed, and gets its row."""
+        with self.sink.transaction(self.structure.project_id, checkpoint) as transaction:
+            transaction.keep_cycle(self._row())
+        return self.summary()
 
-    def figures(self) -> dict[str, Any]:
-        """Return what was done until now: all numbers, but `answers`, which has the server's by their status."""
+    def _row(self) -> dict[str, Any]:
+        row = self.summary() | {"cycle_id": self.cycle.id, "finished_at": self.now()}
+        return {name: value for name, value in row.items() if name not in ("zone_source", "answers")}
+
+    def summary(self) -> dict[str, Any]:
+        """Return what was done until now: numbers, but for `answers`, which has the server's by their status.
+
+        Of a cycle that failed early some things are not known, and null.
+        """
         counters = self.client.counters
         all_s = time.monotonic() - self.started_s
+        reader = self.reader if hasattr(self, "reader") else None
+        end = self.started_at + timedelta(seconds=self.offset_s) if self.mode else None
         return {
+            "project_id": self.structure.project_id if hasattr(self, "structure") else None,
+            "mode": self.mode or None,
+            "window_begin": server_format(self.begin) if self.begin else None,
+            "window_end": server_format(end) if end else None,
+            "zone_source": self.zone_source or None,
             "records": self.records,
             "rows": self.rows,
             **asdict(self.counts),
             "mended": self.mended,
-            "batches": self.reader.batches_done if hasattr(self, "reader") else 0,
+            "batches": reader.batches_done if reader else 0,
             "bytes_received": counters.bytes_received,
             "requests": counters.requests,
             "retries": counters.retries,
@@ -361,6 +368,7 @@ class Sync:
             "fetch_s": round(counters.fetch_s, 3),
             "process_s": round(max(0.0, all_s - counters.fetch_s - self.write_s), 3),
             "write_s": round(self.write_s, 3),
+            "fields_hidden": len(reader.hidden()) if reader else 0,
         }
 
 

@@ -134,16 +134,17 @@ def test_a_bomb_takes_time_but_no_memory(world):
     assert int(done.stdout) < 20_000_000
 
 
+@pytest.mark.parametrize("status", [429, 503])
 @pytest.mark.parametrize(("header", "wanted_s"), [("7", 7), ("0", 0), ("a date", 9), ("900", None)])
-def test_retry_after_is_kept_where_the_cycle_has_so_long(world, monkeypatch, header, wanted_s):
+def test_retry_after_is_kept_where_the_cycle_has_so_long(world, monkeypatch, header, wanted_s, status):
     if header == "a date":
         header = email.utils.format_datetime(datetime.now(UTC) + timedelta(seconds=9))
     monkeypatch.setenv("REDCAP_RETRIES", "1")
-    monkeypatch.setattr(world.server.faults, "apply", lambda answer: page(429, "Too Many Requests", Retry_After=header))
+    monkeypatch.setattr(world.server.faults, "apply", lambda answer: page(status, "Not Now", Retry_After=header))
     redcap, _ = load()
     slept = []
     client = Client(redcap, lambda: 60.0, str(world.state_dir), sleep=slept.append)
-    with pytest.raises(errors.TooManyRequests):
+    with pytest.raises(errors.TooManyRequests if status == 429 else errors.ServerFailed):
         client.table("metadata")
     client.close()
     assert [wanted_s - 2 < one <= wanted_s for one in slept] == [True] * (wanted_s is not None)

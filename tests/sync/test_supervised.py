@@ -1,5 +1,6 @@
 """The sync under the supervisor, as users run it: killed, ended, stopped; and nothing leaks."""
 
+import itertools
 import json
 import random
 import signal
@@ -8,6 +9,7 @@ import psutil
 import pytest
 
 from ops.sandbox.export import Rights
+from ops.sandbox.faults import page
 from tests.conftest import wait_until
 from tests.sync.conftest import TOKEN
 
@@ -113,6 +115,18 @@ def test_a_stop_in_mid_sync_is_a_clean_drain(world, env):
     world.server.faults.clear()
     assert env.run("once").code == 0
     world.assert_exact()
+
+
+def test_a_stop_does_not_wait_for_a_server_that_asks_for_patience(world, env, monkeypatch):
+    plain, asked = world.server.faults.apply, itertools.count()
+    busy = page(503, "Service Unavailable", Retry_After="90")
+    monkeypatch.setattr(world.server.faults, "apply", lambda answer: busy if next(asked) >= 9 else plain(answer))
+    service = env.start("run", SUPERVISOR_GRACE="20s", REDCAP_BATCH_SIZE="10", REDCAP_RETRIES="9")
+    wait_until(lambda: len(world.api.requests) >= 10)
+    service.send_signal(signal.SIGTERM)
+    done = env.finish(service)
+    assert (done.code, done.report["outcome"], done.report["error"]) == (0, "stopped", None)
+    assert done.report["summary"]["records"] > 0
 
 
 def test_hidden_fields_are_in_the_log_and_in_the_summary(world, env):

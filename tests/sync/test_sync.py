@@ -304,6 +304,7 @@ def test_a_drain_commits_whole_batches_and_the_rest_comes_later(world, monkeypat
     assert summary["records"] == 10
     summary = world.sync()
     assert summary["records"] == 50
+    assert world.query("SELECT mode, records FROM cycles ORDER BY finished_at") == [("full", 10), ("full", 50)]
     world.assert_exact()
 
 
