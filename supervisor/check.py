@@ -257,8 +257,9 @@ def _problems(unit: dict[str, str], grace_s: float, allowed_bytes: int) -> Itera
     if mode in ("process", "none"):
         yield f"KillMode={mode}, so that processes outlive the service", "set KillMode=mixed"
     stop_s = sum(float(n) * _SPAN_S[u] for n, u in re.findall(r"([\d.]+)(d|h|min|ms|us|s)\b", stop))
-    if stop and stop != "infinity" and stop_s <= grace_s:
-        yield f"TimeoutStopSec={stop}, not above the grace of {grace_s:g} s", f"set TimeoutStopSec={grace_s + 15:.0f}"
+    if stop and stop != "infinity" and stop_s <= 2 * grace_s:  # the drain has one, and a job that gets SIGTERM another
+        found = f"TimeoutStopSec={stop}, not above twice the grace of {grace_s:g} s"
+        yield found, f"set TimeoutStopSec={2 * grace_s + 15:.0f}"
 
 
 def _units() -> list[str]:

@@ -30,9 +30,13 @@ def rows(seen: Reading) -> list[Row]:
     """Return a row for each setting: `job` (null where it is every job's), `variable`, `value`, `source`, `default`, `meaning`."""
     assert seen.settings is not None  # else there were faults
     shared = list(_of_model(seen.settings, seen, None))
+    half_bytes = ByteSize(seen.settings.rss_ceiling // 2)
+    derived = {"SUPERVISOR_STATE_DIR": default_state_dir(), "SUPERVISOR_RECYCLE_RSS": shown(half_bytes)}
+    if not seen.settings.jobs_file:
+        derived["SUPERVISOR_JOB_NAME"] = seen.jobs[0].name
     for row in shared:
-        if row["variable"] == "SUPERVISOR_STATE_DIR" and row["source"] == "default":
-            row["value"] = default_state_dir()
+        if row["source"] == "default":
+            row["value"] = derived.get(row["variable"], row["value"])
     if seen.settings.jobs_file:
         for job in seen.jobs:
             shared += [row for row in _of_model(job.settings, seen, job) if row["source"] == "jobs file"]

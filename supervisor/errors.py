@@ -86,7 +86,7 @@ CATALOGUE: dict[str, tuple[str, str]] = {
     ),
     "InitDefeats": (
         "The init system would end the service together with a worker, or a worker before its time.",
-        "In the unit, set `OOMPolicy=continue`, `KillMode=mixed`, and a `TimeoutStopSec` above `SUPERVISOR_GRACE`.",
+        "In the unit, set `OOMPolicy=continue`, `KillMode=mixed`, and a `TimeoutStopSec` above twice `SUPERVISOR_GRACE`.",
     ),
     "NotRunning": (
         "No instance holds the state directory.",
@@ -121,11 +121,13 @@ def catalogue(targets: Iterable[str]) -> dict[str, tuple[str, str]]:
 
 
 def explain(env_file: str | None, code: str | None) -> dict[str, Any]:
-    """Do `redcap-sync explain`: print, and return the exit code. Settings that are wrong are no hindrance."""
+    """Do `redcap-sync explain`: print, and return the exit code. Other settings that are wrong are no hindrance."""
     from supervisor import settings  # noqa: PLC0415 - who asks for the catalogue alone needs no pydantic
 
-    jobs = settings.read(env_file).jobs
-    known = catalogue([one.settings.job for one in jobs] or [settings.Settings.model_fields["job"].default])
+    seen = settings.read(env_file)
+    if lost := [one for one in seen.faults if one["variable"] == "--env-file"]:
+        return {"faults": lost}
+    known = catalogue([one.settings.job for one in seen.jobs] or [settings.Settings.model_fields["job"].default])
     if code is None:
         width = max(map(len, known))
         print("\n".join(f"{one:<{width}}  {meaning}" for one, (meaning, _) in known.items()))

@@ -26,8 +26,8 @@ def next_look_s(rss_bytes: int, ceiling_bytes: int) -> float:
 def recycle_reason(
     *, outcome: str, cycles_served: int, cycles_per_worker: int, rss_bytes: int, recycle_rss_bytes: int
 ) -> str | None:
-    """Return why a worker is not kept after a cycle; None when it is kept."""
-    if outcome != "ok":
+    """Return why a worker is not kept after a cycle; None when it is, or would be if the service went on."""
+    if outcome not in ("ok", "stopped"):
         return "failure"
     if cycles_per_worker == 1:
         return "fresh"

@@ -310,21 +310,23 @@ class Worker:
         """Decide whether the worker is kept after its cycle; if so, the cycle is over now."""
         run = self.run
         assert run is not None
-        outcome, _ = judge(run.evidence)
         if self.job.cycles_per_worker != 1:  # else it goes whatever it holds
             self.rss_bytes = tree.tree_rss_bytes(self.pid)
             run.peak_rss_bytes = max(run.peak_rss_bytes, self.rss_bytes)
-        run.recycled = memory.recycle_reason(
-            outcome=outcome,
+        run.recycled = self._why_not_kept(run)
+        kept = run.recycled is None and self._drain_s is None
+        if kept:
+            self._end_run()
+        return kept
+
+    def _why_not_kept(self, run: Run) -> str | None:
+        return memory.recycle_reason(
+            outcome=judge(run.evidence)[0],
             cycles_served=self.cycles_served,
             cycles_per_worker=self.job.cycles_per_worker,
             rss_bytes=self.rss_bytes,
             recycle_rss_bytes=self.job.recycle_rss_bytes,
         )
-        kept = run.recycled is None and self._drain_s is None
-        if kept:
-            self._end_run()
-        return kept
 
     def _end_run(self) -> None:
         if self.run:
@@ -361,8 +363,7 @@ class Worker:
         if self.run:
             self.run.evidence.wait_status = wait_status
             self.run.peak_rss_bytes = max(self.run.peak_rss_bytes, peak_rss_bytes)
-            if self.run.recycled is None:
-                self.run.recycled = None if self._drain_s is not None else "failure"
+            self.run.recycled = self.run.recycled or self._why_not_kept(self.run)
             self._account(self.run.evidence, self.run.peak_rss_bytes)
         self._end_run()
         for fd in (self.output_fd, self._child.words_fd, self._child.statm_fd, self.pidfd):

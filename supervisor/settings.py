@@ -15,7 +15,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, ByteSize, Field, PrivateAttr, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    ByteSize,
+    Field,
+    PrivateAttr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from supervisor import cgroup, envfile, target
@@ -120,6 +129,13 @@ class Settings(BaseSettings):
             raise ValueError("holds what can't be printed")
         return name
 
+    @field_validator("recycle_rss")
+    @classmethod
+    def _soft_below_hard(cls, soft: ByteSize | None, info: ValidationInfo) -> ByteSize | None:
+        if soft and soft > info.data.get("rss_ceiling", soft):
+            raise ValueError("is above SUPERVISOR_RSS_CEILING, so it could never be met: lower it")
+        return soft
+
     @field_validator("state_dir", "jobs_file", "metrics_file")
     @classmethod
     def _no_shell_s(cls, path: Path | None) -> Path | None:
@@ -147,14 +163,8 @@ class Settings(BaseSettings):
         if share_bytes < self.rss_ceiling:
             self._follows = f"follows {where} ({limit_bytes:,} bytes): it is {share_bytes:,} bytes"
             self.__dict__["rss_ceiling"] = ByteSize(share_bytes)  # not as if somebody had set it
-        return self
-
-    @model_validator(mode="after")
-    def _soft_below_hard(self) -> "Settings":
-        if self.recycle_rss is not None and self.recycle_rss > self.rss_ceiling:
-            raise ValueError(
-                "SUPERVISOR_RECYCLE_RSS: is above SUPERVISOR_RSS_CEILING, so it could never be met: lower it"
-            )
+            if self.recycle_rss and self.recycle_rss > share_bytes:
+                raise ValueError(f"SUPERVISOR_RECYCLE_RSS: is above the ceiling, which {self._follows}: lower it")
         return self
 
     def follows(self) -> str:
@@ -178,15 +188,8 @@ class Settings(BaseSettings):
         }
 
 
-SHARED = {
-    "jobs_file",
-    "job_name",
-    "max_workers",
-    "state_dir",
-    "log_format",
-    "log_level",
-    "metrics_file",
-}  # no job has its own
+# Of all jobs together: none has its own.
+SHARED = {"jobs_file", "job_name", "max_workers", "state_dir", "log_format", "log_level", "metrics_file"}
 
 
 @dataclass(slots=True)
@@ -276,18 +279,18 @@ def read(env_file: str | None) -> Reading:
         seen.faults.append({"variable": "--env-file", "message": f"{env_file} can't be read: {error}"})
     os.environ.update(seen.overlay)
     seen.settings = settings = _settings(seen.faults, {})
-    if settings and settings.jobs_file:
-        _read_jobs_file(settings.jobs_file, seen)
+    # Where settings are wrong, the faults of a jobs file and of the job belong into the same list, as far as they can be told.
+    given = settings.jobs_file if settings else os.environ.get("SUPERVISOR_JOBS_FILE")
+    if given and "SUPERVISOR_JOBS_FILE" not in {one["variable"] for one in seen.faults}:
+        _read_jobs_file(Path(given), seen)
     elif settings:
         seen.jobs.append(Job(settings.job_name or settings.job.rpartition(":")[2], settings))
     else:
-        # The job's own faults belong into the same list, as far as the job can be told.
-        seen.faults += job_faults(os.environ.get("SUPERVISOR_JOB", Settings.model_fields["job"].default))
+        seen.faults += job_faults({}, {})
     labels: dict[str, str] = {}  # of the jobs' metrics
     for job in seen.jobs:
-        where = f" of [jobs.{job.name}]" if settings and settings.jobs_file else ""
-        with environment(job.env):
-            seen.faults += [{**one, "variable": f"{one['variable']}{where}"} for one in job_faults(job.settings.job)]
+        where = f" of [jobs.{job.name}]" if given else ""
+        seen.faults += job_faults({"job": job.settings.job}, job.env, where)
         try:
             for name, (_, label, _) in job.metrics.items():
                 if labels.setdefault(name, label) != label:
@@ -328,6 +331,8 @@ def _settings(faults: list[Fault], overrides: dict[str, Any], where: str = "") -
         return Settings(**overrides)
     except ValidationError as error:
         for problem in error.errors(include_url=False):
+            if overrides and problem["loc"] and problem["loc"][0] not in overrides:
+                continue  # it is every job's, and told already
             name = "SUPERVISOR_" + str(problem["loc"][0]).upper() if problem["loc"] else ""
             message = str(problem["msg"]).removeprefix("Value error, ")
             if not name:
@@ -357,10 +362,13 @@ def _read_jobs_file(path: Path, seen: Reading) -> None:
         env = keys.pop("env", {})
         if unknown := sorted(set(keys) - (set(Settings.model_fields) - SHARED)):
             fault(f"[jobs.{name}] has {', '.join(unknown)}, which a job does not have")
-        elif not isinstance(env, dict) or not all(_is_variable(*pair) for pair in env.items()):
+        if not isinstance(env, dict) or not all(_is_variable(*pair) for pair in env.items()):
             fault(f"[jobs.{name}.env] must be a table of strings, its keys names of variables")
-        elif settings := _settings(seen.faults, keys, f" of [jobs.{name}]"):
+            env = {}
+        if settings := _settings(seen.faults, keys, f" of [jobs.{name}]"):
             seen.jobs.append(Job(name, settings, keys, env))
+        else:
+            seen.faults += job_faults(keys, env, f" of [jobs.{name}]")
     return None
 
 
@@ -380,10 +388,12 @@ def environment(env: Mapping[str, str]) -> Iterator[None]:
         os.environ.update(before)
 
 
-def job_faults(target_name: str) -> list[Fault]:
-    """Return what the job itself finds wrong with its environment: its `settings_faults()`, where it has one."""
+def job_faults(overrides: Mapping[str, Any], env: Mapping[str, str], where: str = "") -> list[Fault]:
+    """Return what a job itself finds wrong with its environment: its `settings_faults()`, where it has one."""
+    text = overrides.get("job") or os.environ.get("SUPERVISOR_JOB") or Settings.model_fields["job"].default
     try:
-        found = target.attribute(target_name, "settings_faults", list)()
-        return [{"variable": str(one["variable"]), "message": str(one["message"])} for one in found]
+        with environment(env):
+            found = target.attribute(str(text), "settings_faults", list)()
+        return [{"variable": f"{one['variable']}{where}", "message": str(one["message"])} for one in found]
     except (Exception, SystemExit):
         return []  # the first cycle meets the same, fails, and reports the whole error

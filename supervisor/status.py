@@ -79,6 +79,9 @@ def main(arguments: argparse.Namespace) -> int:
         print(f"redcap-sync: --env-file: {arguments.env_file} can't be read: {error}", file=sys.stderr)
         return EX_CONFIG
     state_dir = variables.get("SUPERVISOR_STATE_DIR") or default_state_dir()
+    if state_dir.startswith(("~", "$")):
+        print(f"redcap-sync: SUPERVISOR_STATE_DIR: {state_dir} begins with what only a shell expands", file=sys.stderr)
+        return EX_CONFIG
     try:
         if not arguments.watch or arguments.as_json or not sys.stdout.isatty():
             seen = look(state_dir)

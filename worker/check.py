@@ -128,7 +128,7 @@ class _Look:
         """Connect, and read the certificate."""
         host, port = self._host()
         if urlsplit(self.redcap.api_url).scheme == "http":
-            if host in settings.LOOPBACK:
+            if settings.is_loopback(host):
                 return "ok", "none: it is this machine itself", ""
             return "note", "none: the token and the data go in the clear", "use https, and unset REDCAP_ALLOW_HTTP"
         if self._proxy():
@@ -251,7 +251,7 @@ class _Look:
         if seen_s is not None:
             return "ok", f"{_utc(seen_s)} (the server's log)", ""
         host = moment.astimezone().utcoffset() or timedelta()
-        found = f"not to be seen: taken for this machine's, {_utc(int(host.total_seconds()))}"
+        found = f"not to be seen: taken for this machine's, {_utc(int(host.total_seconds()))}; each cycle reads half a day more"
         return "note", found, "set REDCAP_TIMEZONE to the server's, as Europe/Berlin"
 
 

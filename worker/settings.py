@@ -1,5 +1,6 @@
 """The REDCap job's settings: REDCAP_* and SYNC_*, as the README's table has them."""
 
+import ipaddress
 import os
 import re
 from collections.abc import Mapping
@@ -8,16 +9,7 @@ from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import (
-    BeforeValidator,
-    DirectoryPath,
-    Field,
-    FilePath,
-    SecretStr,
-    ValidationError,
-    ValidationInfo,
-    field_validator,
-)
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import ArgumentError
@@ -28,7 +20,6 @@ from worker.records import RECORDS_MAX_PER_REQUEST
 
 Fault = Mapping[str, str]  # variable, message
 
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 DURATION_MAX_S = 10 * 366 * 86_400
 RATE_MAX = 600  # above it a server bans the address
 SHAPING = {"handler", "on_delete", "drop_identifiers"}  # a change of these makes other rows, so a full cycle
@@ -111,9 +102,7 @@ class RedcapSettings(BaseSettings):
     reconcile_every: Seconds = _setting(86_400.0, "compare all record ids; 0 never", ge=0)
     timeout: Annotated[tuple[Seconds, Seconds], NoDecode] = _setting((10.0, 300.0), "connect, read")
     retries: int = _setting(5, "exponential with jitter, `Retry-After` kept", ge=0, le=20)
-    ca_bundle: FilePath | DirectoryPath | None = _setting(
-        None, "certificates to trust, as a file or a folder", shown="system"
-    )
+    ca_bundle: Path | None = _setting(None, "certificates to trust, as a file or a folder", shown="system")
 
     @field_validator("api_url")
     @classmethod
@@ -172,6 +161,13 @@ class RedcapSettings(BaseSettings):
             raise ValueError("must be above zero")
         return tuple(parts) if isinstance(parts, list) else parts
 
+    @field_validator("ca_bundle")
+    @classmethod
+    def _is_there(cls, path: Path | None) -> Path | None:
+        if path and not path.exists():
+            raise ValueError(f"is {path}, which is neither a file nor a folder")
+        return path
+
     @field_validator("timezone")
     @classmethod
     def _zone(cls, name: str) -> str:
@@ -192,6 +188,14 @@ def _text_of(path: str) -> str:
         raise ValueError(f"{path} can't be read: {reason}") from None
 
 
+def is_loopback(host: str) -> bool:
+    """Return whether a host of a URL is this very machine."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
 def _api_url(text: str, *, allow_http: bool) -> str:
     try:
         parts = urlsplit(text.strip())
@@ -202,7 +206,7 @@ def _api_url(text: str, *, allow_http: bool) -> str:
         raise ValueError("is no URL: it looks like https://redcap.example.org/api/")
     if parts.username or parts.password or parts.query or parts.fragment:
         raise ValueError("must hold no user, password, query or fragment: the token has a variable of its own")
-    if parts.scheme == "http" and host not in LOOPBACK and not allow_http:
+    if parts.scheme == "http" and not is_loopback(host) and not allow_http:
         raise ValueError(
             "is http, which sends the token and patients' data in the clear: use https, "
             "or set REDCAP_ALLOW_HTTP=1 if you know that nobody listens"

@@ -25,6 +25,7 @@ from worker.window import begin_by_offsets, begin_local, server_format
 LOOKED_AT_RECORDS = 3  # of those that are known: one that is there shows what the token may see
 RENAMED_MAX = 1_000  # records that are gone and are compared with new ones
 NAMES_SHOWN = 20
+WEST_S = -12 * 3600  # no zone is further behind UTC
 # From so many changed records on, and so large a share of all, a full cycle is made of it.
 RESUMABLE_RECORDS = 5_000
 RESUMABLE_SHARE = 5
@@ -247,8 +248,10 @@ class Sync:
         begin = min(before.synced_until, self.started_at) - overlap
         if self.zone:
             return begin_local(begin, self.started_at, self.zone)
-        then_s = before.utc_offset_s if before.utc_offset_s is not None else self.offset_s
-        return begin_by_offsets(begin, self.started_at, then_s, self.offset_s)
+        # A zone that is but guessed may be wrong, and edits would be missed: rather half a day is read again.
+        now_s = WEST_S if self.zone_source == "host" else self.offset_s
+        then_s = before.utc_offset_s if before.utc_offset_s is not None else now_s
+        return begin_by_offsets(begin, self.started_at, then_s, now_s)
 
     def _list_all(self) -> None:
         """List what the server has and what the sink has, and look for records that only changed their name."""

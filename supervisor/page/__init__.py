@@ -38,6 +38,8 @@ def show(env_file: str | None, output: str | None) -> dict[str, Any]:
     if missing := [name for name in ("jinja2", "plotly") if not find_spec(name)]:
         return _failed(f"it needs {' and '.join(missing)}: pip install 'redcap-sync-supervisor[report]'")
     seen = settings.read(env_file)
+    if lost := [one for one in seen.faults if one["variable"] in ("--env-file", "SUPERVISOR_STATE_DIR")]:
+        return {"faults": lost}  # it would tell of another service
     # The journal is worth a look also when a setting is wrong by now.
     given = seen.settings.state_dir if seen.settings else os.environ.get("SUPERVISOR_STATE_DIR")
     state_dir = str(given or default_state_dir())

@@ -69,7 +69,7 @@ def test_it_is_exposed_as_little_as_a_network_client_can_be(name):
 def test_its_bounds_fit_ours(name):
     unit = settings_of(name)
     default = {field: about.default for field, about in Settings.model_fields.items()}
-    assert duration_s(unit["TimeoutStopSec"]) > default["grace"] + 10
+    assert duration_s(unit["TimeoutStopSec"]) > 2 * default["grace"] + 10
     assert duration_s(unit["WatchdogSec"].replace("min", "m")) > 2 * 60  # the loop wakes once a minute at least
     memory_max = int(unit["MemoryMax"].removesuffix("M")) << 20
     assert memory_max > default["rss_ceiling"] + 150_000_000  # the supervisor, settings that are read, page cache

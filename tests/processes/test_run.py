@@ -70,6 +70,7 @@ def test_a_stop_drains(cli, service, number):
     assert done.report["outcome"] == "stopped"
     assert done.report["summary"]["done"] > 0
     assert done.report["error"] is None
+    assert done.report["recycled"] == "fresh"
     assert done.report["next_at"] is None
 
 
@@ -89,7 +90,7 @@ def test_a_job_that_does_not_end_in_its_grace_is_ended(cli, service):
     process.terminate()
     done = cli.finish(process)
     assert done.code == 0
-    assert (done.report["outcome"], done.report["signal"]) == ("stopped", "SIGTERM")
+    assert (done.report["outcome"], done.report["signal"], done.report["recycled"]) == ("stopped", "SIGTERM", "fresh")
 
 
 def test_a_second_stop_hurries(cli, service):

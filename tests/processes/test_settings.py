@@ -174,6 +174,35 @@ def test_faults_of_a_jobs_file_name_the_job(cli, tmp_path):
     assert "REDCAP_API_URL of [jobs.three]" in done.err
 
 
+def test_every_fault_is_listed_at_once(cli, tmp_path):
+    path = tmp_path / "jobs.toml"
+    path.write_text('[jobs.one]\ngrace = "soon"\ncolour = "red"\nenv = {A = 1}\n[jobs.two]\nrecycle_rss = "2GB"\n')
+    wrong = {"SUPERVISOR_INTERVAL": "x", "SUPERVISOR_RECYCLE_RSS": "600MB", "SYNC_ON_DELETE": "burn"}
+    wrong |= {"REDCAP_API_URL": "https://h/api/", "REDCAP_API_TOKEN": "0" * 32, "REDCAP_CA_BUNDLE": "/nowhere"}
+    done = cli.run("once", SUPERVISOR_JOBS_FILE=str(path), **wrong)
+    lines = [line.strip().partition(": ")[0] for line in done.err.splitlines()[1:]]
+    of_jobs = {f"{name} of [jobs.{job}]" for name in ("SYNC_ON_DELETE", "REDCAP_CA_BUNDLE") for job in ("one", "two")}
+    told = ["SUPERVISOR_INTERVAL", "SUPERVISOR_RECYCLE_RSS", "SUPERVISOR_JOBS_FILE", "SUPERVISOR_JOBS_FILE"]
+    told += ["SUPERVISOR_GRACE of [jobs.one]", "SUPERVISOR_RECYCLE_RSS of [jobs.two]", *of_jobs]
+    assert sorted(lines) == sorted(told)
+    done = cli.run("once", SUPERVISOR_JOBS_FILE="/nowhere.toml", SUPERVISOR_INTERVAL="x")
+    assert faults_of(done) == {"SUPERVISOR_JOBS_FILE", "SUPERVISOR_INTERVAL"}
+
+
+@pytest.mark.parametrize("command", ["report", "explain", "status", "check", "config"])
+def test_an_env_file_that_is_not_there_is_told_by_every_command(cli, command):
+    done = cli.run(command, "--env-file", "/nowhere")
+    assert done.code == 78
+    assert "--env-file" in done.err + done.out
+
+
+@pytest.mark.parametrize("command", ["report", "status", "config"])
+def test_a_state_directory_as_a_shell_writes_it(cli, command):
+    done = cli.run(command, SUPERVISOR_STATE_DIR="~/x", SUPERVISOR_JOB="jobs:ok")
+    assert done.code == 78
+    assert "SUPERVISOR_STATE_DIR" in done.err
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

@@ -105,7 +105,7 @@ def test_a_database_is_left_as_it_is(ready, tmp_path, postgres_url):
     [
         ("OOMPolicy=stop\nKillMode=mixed\nTimeoutStopUSec=1min 30s", "OOMPolicy=stop"),
         ("OOMPolicy=continue\nKillMode=control-group\nTimeoutStopUSec=1min 30s", "KillMode=control-group"),
-        ("OOMPolicy=continue\nKillMode=mixed\nTimeoutStopUSec=2s", "TimeoutStopSec=2s"),
+        ("OOMPolicy=continue\nKillMode=mixed\nTimeoutStopUSec=4s", "TimeoutStopSec=4s"),  # the grace is 2 s here
         ("OOMPolicy=continue\nKillMode=mixed\nTimeoutStopUSec=1min 30s", ""),
     ],
 )

@@ -337,19 +337,23 @@ def test_the_servers_zone_is_found_in_its_log(tmp_path, monkeypatch):
         assert timedelta(minutes=9) < local - begin < timedelta(minutes=11)
 
 
+NO_LOG = Rights(logging=False)
+
+
 @pytest.mark.parametrize("zone", ["Asia/Kolkata", "America/Chicago", "Pacific/Auckland", "UTC"])
-@pytest.mark.parametrize("rights", [Rights(), Rights(logging=False)])
-def test_changes_are_found_whatever_the_servers_zone(tmp_path, monkeypatch, zone, rights):
+@pytest.mark.parametrize(("rights", "by"), [(Rights(), "log"), (NO_LOG, "setting"), (NO_LOG, "host")])
+def test_changes_are_found_whatever_the_servers_zone(tmp_path, monkeypatch, zone, rights, by):
     project = synthetic.make(records=5)
     api = Api(project, TOKEN, timezone=zone, rights=rights)
     with running(api) as server:
         monkeypatch.setenv("REDCAP_API_URL", server.url)
         monkeypatch.setenv("REDCAP_API_TOKEN", TOKEN)
-        if not rights.logging:
+        if by == "setting":
             monkeypatch.setenv("REDCAP_TIMEZONE", zone)
         sync(Alone(str(tmp_path)))
         api.changes.put([{"record_id": "2", "redcap_event_name": "enrolment_arm_1", "first_name": "Neu"}])
-        assert sync(Alone(str(tmp_path)))["updated"] == 1
+        summary = sync(Alone(str(tmp_path)))
+        assert (summary["updated"], summary["zone_source"]) == (1, by)
 
 
 # The nights in Berlin when the clock goes back (03:00 to 02:00) and forward (02:00 to 03:00).

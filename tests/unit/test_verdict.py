@@ -85,6 +85,8 @@ def test_looks_come_sooner_the_nearer_the_ceiling_is():
     [
         ({}, None),
         ({"outcome": "failed"}, "failure"),
+        ({"outcome": "stopped"}, None),
+        ({"outcome": "stopped", "cycles_per_worker": 1}, "fresh"),
         ({"cycles_per_worker": 1}, "fresh"),
         ({"cycles_served": 5}, "count"),
         ({"rss_bytes": 101}, "rss"),
