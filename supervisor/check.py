@@ -174,16 +174,16 @@ def _memory(allowed_bytes: int) -> Line:
     except FileNotFoundError:  # systemd's ProcSubset=pid hides it
         total = free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     limit, where = cgroup.memory_limit()
-    found = f"the ceilings allow {_mb(allowed_bytes)} at once, the machine has {_mb(total)}"
+    found = f"the ceilings allow {terminal.mb(allowed_bytes)} at once, the machine has {terminal.mb(total)}"
     most = total
     if limit is not None and limit < total:
-        found += f", its control group {_mb(limit)} ({where})"
+        found += f", its control group {terminal.mb(limit)} ({where})"
         most = limit
     if needed > most:
         remedy = "lower SUPERVISOR_RSS_CEILING or SUPERVISOR_MAX_WORKERS, or give it more memory"
         return line("memory", "fault", found, remedy, "CeilingAboveLimit")
     if needed > free:
-        return line("memory", "note", f"{found}, and {_mb(free)} of it are free now", "see what else runs here")
+        return line("memory", "note", f"{found}, and {terminal.mb(free)} of it are free now", "see what else runs here")
     return line("memory", "ok", found)
 
 
@@ -191,10 +191,6 @@ def _meminfo(name: str) -> int:
     with open("/proc/meminfo", encoding="ascii") as file:
         (value,) = [one.split()[1] for one in file if one.startswith(f"{name}:")]
     return int(value) * 1024
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.0f} MB"
 
 
 def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
@@ -216,7 +212,7 @@ def _init(grace_s: float, ceilings: list[int]) -> Iterator[Line]:
     limits["RLIMIT_DATA"] = resource.getrlimit(resource.RLIMIT_DATA)[1]
     for name, limit in limits.items():
         if limit != resource.RLIM_INFINITY and ceilings and limit < ceilings[0]:
-            found = f"{name} is {_mb(limit)} here, below the ceiling: a worker gets a MemoryError before it"
+            found = f"{name} is {terminal.mb(limit)} here, below the ceiling: a worker gets a MemoryError before it"
             yield line("limits", "note", found, "raise it (ulimit -v, -d), or lower SUPERVISOR_RSS_CEILING")
     units = _units()
     if not units:
@@ -244,7 +240,7 @@ def _hidden_processes() -> str:
 def _problems(unit: dict[str, str], grace_s: float, allowed_bytes: int) -> Iterator[tuple[str, str]]:
     memory = unit.get("MemoryMax", "")
     if memory.isdecimal() and int(memory) < allowed_bytes + PARENT_BYTES:
-        found = f"MemoryMax={_mb(int(memory))}, and the ceilings allow {_mb(allowed_bytes)} at once"
+        found = f"MemoryMax={terminal.mb(int(memory))}, and the ceilings allow {terminal.mb(allowed_bytes)} at once"
         yield found, "lower SUPERVISOR_RSS_CEILING, or raise MemoryMax"
     if unit.get("ProtectProc") in ("invisible", "noaccess", "ptraceable"):
         found = f"ProtectProc={unit['ProtectProc']}, so that the ceiling does not see what a worker starts"

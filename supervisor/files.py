@@ -19,14 +19,9 @@ def replace(path: str, content: bytes, mode: int) -> None:
     except OSError as error:
         raise OSError(error.errno, error.strerror, path) from None
     try:
-        try:
+        with os.fdopen(fd, "wb") as file:
             os.fchmod(fd, mode)  # whatever the umask says
-            with memoryview(content) as rest:
-                at = 0
-                while at < len(rest):
-                    at += os.write(fd, rest[at:])  # a disk that is nearly full takes a part, and then raises
-        finally:
-            os.close(fd)
+            file.write(content)
         os.replace(new, path)
     except OSError as error:
         os.unlink(new)

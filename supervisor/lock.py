@@ -48,8 +48,7 @@ def holds(fd: int, state_dir: str) -> bool:
         there = os.stat(os.path.join(state_dir, "lock"))
     except OSError:
         return False
-    ours = os.fstat(fd)
-    return (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino)
+    return os.path.samestat(there, os.fstat(fd))
 
 
 def holder(state_dir: str) -> int | None:

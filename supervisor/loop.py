@@ -145,7 +145,7 @@ class Supervisor:
                     self._take_new_settings()
                     self._exporter.take(self._plan)
                     if self._stop_asked and (errand := self._exporter.errand.worker):
-                        errand.drain(errand.job.grace_s)  # also one that began after the stop was asked for
+                        errand.drain()  # also one that began after the stop was asked for
                     self._look_around()
                     self._end_orphans()
             except BaseException:
@@ -295,7 +295,7 @@ class Supervisor:
         log.say("stopping", text=f"stopping ({why})", reason=why, hurry=self._stop_asked > 1)
         for worker in self._workers():
             if self._stop_asked == 1:
-                worker.drain(worker.job.grace_s)
+                worker.drain()
             else:
                 worker.hurry()
 

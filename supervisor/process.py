@@ -102,10 +102,10 @@ class Worker:
         os.ftruncate(self._child.words_fd, 0)
         self._happens(Event.ASSIGN)
 
-    def drain(self, grace_s: float) -> None:
-        """Ask the job to finish its batch and return within `grace_s`."""
+    def drain(self) -> None:
+        """Ask the job to finish its batch and return within its grace."""
         if self._drain_s is None:
-            self._drain_s = self._clock.now_s() + grace_s
+            self._drain_s = self._clock.now_s() + self.job.grace_s
             self._happens(Event.DRAIN)
 
     def hurry(self) -> None:

@@ -83,8 +83,8 @@ def gist(report: Report, columns: int | None = None, name_columns: int = 0) -> s
     figures = [text for index, (value, text) in enumerate(counted) if value or not index]
     line = (
         f"{' '.join(report['job'].split()):<{name_columns}} #{report['cycle']:<4} {report['outcome']:<7} {report['duration_s']:7.2f} s  "
-        f"peak {_mb(report['worker_peak_rss_bytes']):>9} of {_mb(report['rss_ceiling_bytes'])}  "
-        f"parent {_mb(report['supervisor_rss_bytes']):>7}"
+        f"peak {terminal.mb(report['worker_peak_rss_bytes'], 1):>9} of {terminal.mb(report['rss_ceiling_bytes'], 1)}  "
+        f"parent {terminal.mb(report['supervisor_rss_bytes'], 1):>7}"
     )
     while columns and figures and len(line) + 4 + len("  ".join(figures)) > columns:
         figures.pop()
@@ -98,10 +98,6 @@ def gist(report: Report, columns: int | None = None, name_columns: int = 0) -> s
 
 def _plain(text: str) -> str:
     return "\n".join(map(terminal.plain, text.split("\n")))
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:.1f} MB"
 
 
 class Journal:
@@ -144,10 +140,9 @@ class Journal:
 
     def _is_another(self) -> bool:
         try:
-            there, ours = os.stat(self._path), os.fstat(self._fd)
+            return not os.path.samestat(os.stat(self._path), os.fstat(self._fd))
         except FileNotFoundError:
             return True
-        return (there.st_dev, there.st_ino) != (ours.st_dev, ours.st_ino)
 
     def close(self) -> None:
         """Let go of the file."""

@@ -224,7 +224,7 @@ def _page(seen: dict[str, Any]) -> Any:
     head = Text(f"redcap-sync is {seen['state']}", f"bold {color}")
     if seen["pid"]:
         since = f", running since {_local(seen['started_at'])}" if seen["started_at"] else ""
-        head.append(f"{since}, pid {seen['pid']}, {_mb(seen['supervisor_rss_bytes'])}", "not bold default")
+        head.append(f"{since}, pid {seen['pid']}, {terminal.mb(seen['supervisor_rss_bytes'] or 0)}", "not bold default")
     if seen["stopping"]:
         head.append(", stopping", "not bold default")
     parts: list[Any] = [head]
@@ -249,7 +249,7 @@ def _page(seen: dict[str, Any]) -> Any:
                 Text(terminal.plain(one["job"])),
                 Text(one["outcome"], style),
                 Text(f"{one['duration_s']:.1f} s"),
-                Text(_mb(one["worker_peak_rss_bytes"])),
+                Text(terminal.mb(one["worker_peak_rss_bytes"])),
                 Text(terminal.plain(one["code"] or "")),
             )
         parts += ["", cycles]
@@ -273,7 +273,7 @@ def _memory(job: dict[str, Any]) -> str:
     held, ceiling = job["worker_rss_bytes"], job["rss_ceiling_bytes"]
     if held is None:
         return "no worker"
-    return f"{terminal.bar(held, ceiling, BAR_CELLS)} {_mb(held)} of {_mb(ceiling)}"
+    return f"{terminal.bar(held, ceiling, BAR_CELLS)} {terminal.mb(held)} of {terminal.mb(ceiling)}"
 
 
 def _next(job: dict[str, Any]) -> str:
@@ -284,7 +284,3 @@ def _next(job: dict[str, Any]) -> str:
 
 def _local(moment: str) -> str:
     return datetime.fromisoformat(moment).astimezone().strftime("%Y-%m-%d %H:%M:%S")
-
-
-def _mb(size_bytes: int | None) -> str:
-    return f"{(size_bytes or 0) / 1e6:,.0f} MB"

@@ -39,6 +39,11 @@ def bar(part: int, whole: int, cells: int) -> str:
     return "█" * full + "░" * (cells - full)
 
 
+def mb(size_bytes: int, digits: int = 0) -> str:
+    """Return a size in megabytes."""
+    return f"{size_bytes / 1e6:,.{digits}f} MB"
+
+
 def plain(text: object) -> str:
     """Return a text without what a terminal would obey: whatever comes from elsewhere goes through here."""
     return "".join(c if c.isprintable() else "\ufffd" for c in str(text))

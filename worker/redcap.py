@@ -76,7 +76,7 @@ class Client:
         self._session.close()
         os.close(self._sent_fd)
 
-    def table(self, content: str, **parameters: str | Iterable[str]) -> list[Row]:
+    def table(self, content: str) -> list[Row]:
         """Return a small answer whole: metadata, events, a log's window."""
 
         def consume(rows: Iterator[bytes]) -> list[Row]:
@@ -87,7 +87,7 @@ class Client:
                 )
             return found
 
-        return self.read(content, parameters, consume)
+        return self.read(content, {}, consume)
 
     def read(
         self,

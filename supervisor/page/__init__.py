@@ -120,9 +120,9 @@ def _of_job(name: str, cycles: Sequence[Report]) -> dict[str, Any]:
         "good": f"{100 * len(good) / len(cycles):.4g} %",
         "last": last.outcome,
         "last_good": _moment(good[-1].started_at + timedelta(seconds=good[-1].duration_s)) if good else "never",
-        "peak": _mb(max(one.worker_peak_rss_bytes for one in cycles)),
-        "ceiling": _mb(last.rss_ceiling_bytes),
-        "parent": f"{_mb(cycles[0].supervisor_rss_bytes)} → {_mb(last.supervisor_rss_bytes)}",
+        "peak": terminal.mb(max(one.worker_peak_rss_bytes for one in cycles), 1),
+        "ceiling": terminal.mb(last.rss_ceiling_bytes, 1),
+        "parent": f"{terminal.mb(cycles[0].supervisor_rss_bytes, 1)} → {terminal.mb(last.supervisor_rss_bytes, 1)}",
         "duration": f"{sum(one.duration_s for one in cycles) / len(cycles):.2f} s",
     }
 
@@ -194,7 +194,3 @@ def _number(value: object) -> float:
 
 def _moment(moment: datetime) -> str:
     return rfc3339(moment)[:16].replace("T", " ") + " UTC"
-
-
-def _mb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e6:,.1f} MB"
