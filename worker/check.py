@@ -20,7 +20,7 @@ from worker.errors import CATALOGUE, ServerUnreachable, SyncError, TlsFailed, To
 from worker.ids import IdList
 from worker.log_export import read_log, server_offset
 from worker.project import Structure
-from worker.reader import Reader
+from worker.reader import LOOKED_AT, Reader
 from worker.redcap import Client, trusted
 from worker.settings import RedcapSettings, SyncSettings
 from worker.sink import rehearse
@@ -32,7 +32,6 @@ ALL_S = 120.0
 CONNECT_MAX_S, READ_MAX_S = 10.0, 60.0  # a check is no cycle: nobody waits five minutes for it
 CERTIFICATE_DAYS = 21
 SKEW_S = 120.0
-LOOKED_AT = 3  # records
 
 
 def lines(state_dir: str) -> Iterator[Line]:
@@ -196,7 +195,7 @@ class _Look:
         return "ok", f"{rows:,} records, {fields:,} fields in {instruments:,} instruments, {events:,} events", ""
 
     def _reader(self) -> Reader:
-        return Reader(self.client, self.redcap, self.structure, self.ids, frozenset(), lambda *said: None)
+        return Reader(self.client, self.redcap, self.structure, self.ids, None, lambda *said: None)
 
     def export_right(self) -> Found:
         """See what the token may see of some records."""

@@ -52,6 +52,10 @@ class IdList:
         found = self._db.execute(f"SELECT id FROM ids WHERE {which} LIMIT ?", (limit + 1,)).fetchall()
         return [record_id for (record_id,) in found] if len(found) <= limit else []
 
+    def listed(self, limit: int) -> list[str]:
+        """Return some ids that the server lists."""
+        return [one for (one,) in self._db.execute("SELECT id FROM ids WHERE rows > 0 LIMIT ?", (limit,))]
+
     def after(self, record_id: str, limit: int) -> dict[str, int]:
         """Return the next wanted ids behind one, in order, with the rows that the server lists of each."""
         query = "SELECT id, rows FROM ids WHERE wanted AND id > ? ORDER BY id LIMIT ?"

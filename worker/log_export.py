@@ -4,9 +4,9 @@ The log's details hold patients' data. They are looked at here, row by row, and 
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 
-from worker.errors import RightMissing
+from worker.errors import RightMissing, SyncError
 from worker.redcap import Client
 from worker.stream import decoded
 from worker.window import offset_of
@@ -15,17 +15,19 @@ _MINUTE = "%Y-%m-%d %H:%M"
 _NEWEST_ROWS = 1_000  # other people's: this client's own rows are behind them where the server is busy
 # Offsets from UTC go from -12 to +14 hours.
 _ANY_OFFSET = timedelta(hours=13)
+_ANY_OFFSET_EAST = timedelta(hours=14)
 _CHANGE_OF_CLOCK = timedelta(hours=2)
+_MINUTES = timedelta(minutes=1)
+_SHORTEST = timedelta(hours=1)  # of a window that is halved
 
 
 def read_log(
     client: Client, begin_local: datetime, id_field: str, mark: Callable[[str, Iterable[str]], None]
 ) -> bool | None:
-    """Mark the records that were `deleted` since a local time of the server, and as `wanted` those that were edited.
+    """Mark the records that were `deleted` since a local time of the server, and as `wanted` those that were made or edited.
 
     Returns whether one was renamed; None without the Logging right, where nothing is known.
     """
-    begin = {"beginTime": (begin_local - timedelta(minutes=1)).strftime(_MINUTE)}  # whole minutes, strictly after
     renamed = False
 
     def ids(rows: Iterator[bytes]) -> Iterator[str]:
@@ -38,12 +40,32 @@ def read_log(
                 yield str(row["record"])
 
     try:
-        client.read("log", {**begin, "logtype": "record_delete"}, lambda rows: mark("deleted", ids(rows)))
-        renamed = False  # a deletion's details begin as a rename's do
-        client.read("log", {**begin, "logtype": "record_edit"}, lambda rows: mark("wanted", ids(rows)))
+        _read(client, "record_delete", begin_local, lambda rows: mark("deleted", ids(rows)))
+        _read(client, "record_add", begin_local, lambda rows: mark("wanted", ids(rows)))
+        renamed = False  # the details of the others begin as a rename's do
+        _read(client, "record_edit", begin_local, lambda rows: mark("wanted", ids(rows)))
     except RightMissing:
         return None
     return renamed
+
+
+def _read(
+    client: Client, kind: str, begin: datetime, consume: Callable[[Iterator[bytes]], None], end: datetime | None = None
+) -> None:
+    """Read the entries of one kind; a window that is too much for the server in halves: after weeks without a cycle it may be."""
+    window = {"logtype": kind, "beginTime": (begin - _MINUTES).strftime(_MINUTE)}  # whole minutes, strictly after
+    if end is not None:
+        window["endTime"] = (end + _MINUTES).strftime(_MINUTE)
+    until = end or (client.server_time or datetime.now(UTC)).replace(tzinfo=None) + _ANY_OFFSET_EAST
+    try:
+        client.read("log", window, consume, divisible=until - begin > _SHORTEST)
+    except SyncError as error:
+        if not error.smaller or until - begin <= _SHORTEST:
+            raise
+        middle = begin + (until - begin) / 2
+        client.counters.retries += 1
+        _read(client, kind, begin, consume, middle)
+        _read(client, kind, middle, consume, end)
 
 
 def server_offset(client: Client, last_offset_s: int | None) -> int | None:

@@ -57,7 +57,12 @@ class Structure:
 
     def field_of(self, column: str) -> str:
         """Return the field that an exported column belongs to: a check box has a column a choice."""
-        return column if column in self.names else column.partition("___")[0]
+        if column in self.names:
+            return column
+        ends = [at for at in range(1, len(column)) if column.startswith("___", at)]
+        # Names in old dictionaries may end in underscores, or hold three of them.
+        known = [column[:at] for at in ends if column[:at] in self.names]
+        return known[-1] if known else column.partition("___")[0]
 
 
 def read(client: Client, wanted: Mapping[str, object], *, labels: bool) -> Structure:

@@ -16,6 +16,7 @@ from worker.settings import RedcapSettings
 from worker.stream import decoded
 
 GROUP = "redcap_data_access_group"
+LOOKED_AT = 3  # records: one that is there shows what the token may see
 
 
 class Batch(NamedTuple):
@@ -45,12 +46,14 @@ class Reader:
     settings: RedcapSettings
     structure: Structure
     ids: IdList
-    dropped: frozenset[str]  # fields that are left out
+    dropped: frozenset[str] | None  # fields that are left out; None: none ever is
     progress: Callable[[int, int | None, str], None]
     keys: records.Keys = field(init=False)
     sees_all: bool | None = None  # whether the token's user is in no data access group
     columns: list[str] | None = None  # that the token gets to see; None until a row came
     batches_done: int = 0
+    _visible: list[str] = field(default_factory=list)  # ids of records that should be there
+    _kept: dict[str, bool] = field(default_factory=dict)  # columns, whether they are stored
     _size: int = field(init=False)
     _cells: int = field(init=False)  # of a row, where they bound a batch
 
@@ -73,7 +76,7 @@ class Reader:
         return [
             one.name
             for one in self.structure.fields
-            if one.name not in seen | self.dropped
+            if one.name not in seen | (self.dropped or frozenset())
             and one.kind != "descriptive"
             and (not (fields or forms) or one.name in fields or one.instrument in forms)
         ]
@@ -84,6 +87,7 @@ class Reader:
         A token whose user is in a data access group sees its own records only, and nothing
         says so but that the server leaves out the column of groups that was asked for.
         """
+        self._visible = ids
         if not ids:
             return
 
@@ -96,7 +100,7 @@ class Reader:
         wanted = {**self._wanted(), "records": ids, "exportDataAccessGroups": "true"}
         if columns := self.client.read("record", wanted, consume):
             self.sees_all = GROUP in columns or None
-            self.columns = [one for one in columns if one != GROUP and self.structure.field_of(one) not in self.dropped]
+            self.columns = [one for one in columns if one != GROUP and self.keeps(one)]
 
     def list_changed(self, begin: str) -> None:
         """List the rows of the records that were changed after a local time of the server."""
@@ -110,6 +114,9 @@ class Reader:
 
     def sees_all_records(self) -> bool:
         """Return whether there is no record that the token can't see, as far as it can be known."""
+        if self.sees_all is None and self._visible:  # without a filter, which may have left out all that was looked at
+            _, columns = self._ask_ids(self._visible, {"exportDataAccessGroups": "true"})
+            self.sees_all = GROUP in columns or None
         if self.sees_all is None:
             try:
                 self.sees_all = not self.client.table("dag")
@@ -118,6 +125,34 @@ class Reader:
                     raise
                 self.sees_all = False  # the token may not ask: whether there are groups can't be known
         return self.sees_all
+
+    def _still_sees_all(self, found: Mapping[str, Record]) -> bool:
+        """Ask it anew: who is put into a group in the middle of a cycle must not take the rest for deleted."""
+        if self.sees_all:
+            self.sees_all, self._visible = None, list(found)[:LOOKED_AT] or self.ids.listed(LOOKED_AT) or self._visible
+        return self.sees_all_records()
+
+    def is_limited(self) -> bool:
+        """Return whether a record may be there, and yet not in what is asked for."""
+        return bool(self.settings.filter_logic or self.settings.events)
+
+    def _ask_ids(self, ids: list[str], extra: Mapping[str, str]) -> tuple[Counter[str], set[str]]:
+        """Ask for nothing but the ids of some records; return the rows of each that came, and their columns."""
+        have, columns = Counter[str](), set[str]()
+
+        def count(rows: Iterator[bytes]) -> tuple[Counter[str], bytes]:
+            one, last = Counter[str](), b"{}"
+            for last in rows:
+                one[folded(self.keys.of(last).record_id)] += 1
+            return one, last
+
+        for start in range(0, len(ids), records.RECORDS_MAX_PER_REQUEST):  # so never with an empty list
+            some = ids[start : start + records.RECORDS_MAX_PER_REQUEST]
+            parameters = {"type": "flat", **extra, "fields": self.structure.id_field, "records": some}
+            part, last = self.client.read("record", parameters, count)
+            have += part
+            columns.update(decoded(last))
+        return have, columns
 
     def _list(self, extra: Mapping[str, Any]) -> set[str]:
         """List the rows that `extra` picks; return their columns."""
@@ -176,7 +211,7 @@ class Reader:
 
     def _rows(self, ids: Mapping[str, int] | list[str], *, divisible: bool) -> dict[str, Record]:
         def consume(rows: Iterator[bytes]) -> dict[str, Record]:
-            if self.dropped:
+            if self.dropped is not None:
                 rows = map(self.without_dropped, rows)
             first = next(rows, None)
             if first is None:
@@ -202,8 +237,20 @@ class Reader:
 
     def without_dropped(self, row: bytes) -> bytes:
         """Return a row without the fields that are left out."""
-        field_of = self.structure.field_of
-        return records.to_json({c: v for c, v in decoded(row).items() if field_of(c) not in self.dropped})
+        return records.to_json({column: value for column, value in decoded(row).items() if self.keeps(column)})
+
+    def keeps(self, column: str) -> bool:
+        """Return whether a column is stored: where identifiers are left out, none that may be one is.
+
+        What is not in the dictionary may have been added, or removed, since it was read.
+        """
+        kept = self._kept.get(column)
+        if kept is None:
+            one = self.structure.field_of(column)
+            form = column.removesuffix("_complete") if column.endswith("_complete") else ""
+            known = one in self.structure.names or column.startswith("redcap_") or form in self.structure.events
+            kept = self._kept[column] = self.dropped is None or (known and one not in self.dropped)
+        return kept
 
     def _look_again(self, found: dict[str, Record], wanted: Mapping[str, int]) -> list[str]:
         """Ask once more for what did not come; return what is confirmed gone.
@@ -218,14 +265,17 @@ class Reader:
                     found[name] = record
             self._confirm(found, self._short(found, doubtful))
         have = _rows_by_name(found)
-        # Gone, or spelt in another way now. What a token in a group does not see may have moved to
-        # another: only the log can tell that it was deleted.
-        return [
-            one
-            for one in wanted
-            if one not in found
-            and (have[folded(one)] or self.sees_all_records() or self.ids.count("deleted > 0 AND id = ?", one))
-        ]
+        missing = [one for one in wanted if one not in found]
+        # Gone by the log, or spelt in another way now.
+        gone = {one for one in missing if have[folded(one)] or self.ids.count("deleted > 0 AND id = ?", one)}
+        unsure = [one for one in missing if one not in gone]
+        if unsure and self.is_limited():
+            there, _ = self._ask_ids(unsure, {})
+            gone.update(one for one in unsure if there[folded(one)])  # it has left the filter
+        # What a token in a group does not see may have moved to another: that is no deletion.
+        if gone.issuperset(unsure) or self._still_sees_all(found):
+            return missing
+        return [one for one in missing if one in gone]
 
     def _short(self, found: Mapping[str, Record], wanted: Mapping[str, int]) -> dict[str, int]:
         """Return those of the wanted that did not come, or came with fewer rows than were listed."""
@@ -241,21 +291,12 @@ class Reader:
     def _confirm(self, found: Mapping[str, Record], short: Mapping[str, int]) -> None:
         """Raise RecordsUnconfirmed when a request for nothing but the ids of these brings more than was found."""
         have = _rows_by_name(found)
-        ids = list(short)
-        for start in range(0, len(ids), records.RECORDS_MAX_PER_REQUEST):  # so never with an empty list
-            limits = {name: value for name, value in scope(self.settings).items() if name != "forms"}
-            some = ids[start : start + records.RECORDS_MAX_PER_REQUEST]
-            parameters = {**limits, "fields": self.structure.id_field, "records": some}
-
-            def count(rows: Iterator[bytes]) -> Counter[str]:
-                return Counter(folded(self.keys.of(row).record_id) for row in rows)
-
-            present = self.client.read("record", parameters, count)
-            if lost := sum(rows > have[name] for name, rows in present.items()):
-                raise RecordsUnconfirmed(
-                    f"rows of {lost:,} records are on the server, but it left them out when it was asked for their "
-                    "data: it lost rows. Make REDCAP_BATCH_SIZE smaller"
-                )
+        present, _ = self._ask_ids(list(short), {k: v for k, v in scope(self.settings).items() if k != "forms"})
+        if lost := sum(rows > have[name] for name, rows in present.items()):
+            raise RecordsUnconfirmed(
+                f"rows of {lost:,} records are on the server, but it left them out when it was asked for their "
+                "data: it lost rows. Make REDCAP_BATCH_SIZE smaller"
+            )
 
 
 def _rows_by_name(found: Mapping[str, Record]) -> Counter[str]:

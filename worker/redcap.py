@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import requests
 from urllib3 import Retry
-from urllib3.exceptions import HTTPError, IncompleteRead, InvalidHeader, ProtocolError, ReadTimeoutError
+from urllib3.exceptions import DecodeError, HTTPError, IncompleteRead, InvalidHeader, ProtocolError, ReadTimeoutError
 
 from worker import errors, stream
 from worker.settings import RATE_MAX, RedcapSettings
@@ -186,9 +186,9 @@ class Client:
             raise errors.ServerUnreachable(
                 f"no connection to the server within {connect_s:g} s: check REDCAP_API_URL and the firewall"
             ) from None
-        except (ProtocolError, IncompleteRead, requests.exceptions.ChunkedEncodingError):
+        except (ProtocolError, IncompleteRead, DecodeError, requests.exceptions.ChunkedEncodingError):
             raise errors.AnswerCutOff(
-                "the connection broke in the middle of the server's answer: the next try may do; if it goes on, make "
+                "the connection broke in the middle of the server's answer, or damaged it: the next try may do; if it goes on, make "
                 "REDCAP_BATCH_SIZE smaller, or look at the proxies on the way"
             ) from None
         except (requests.exceptions.ConnectionError, OSError) as error:

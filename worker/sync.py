@@ -22,7 +22,6 @@ from worker.settings import RedcapSettings, SyncSettings
 from worker.sink import Checkpoint, Counts, SqlSink, views
 from worker.window import begin_by_offsets, begin_local, server_format
 
-LOOKED_AT_RECORDS = 3  # of those that are known: one that is there shows what the token may see
 RENAMED_MAX = 1_000  # records that are gone and are compared with new ones
 NAMES_SHOWN = 20
 WEST_S = -12 * 3600  # no zone is further behind UTC
@@ -84,9 +83,9 @@ class Sync:
         self.skew_s = (self.started_at - self.now()).total_seconds()
         self.sink.lock(structure.project_id)
         before = self._checkpoint()
-        dropped = structure.identifiers if self.settings.drop_identifiers else frozenset()
+        dropped = structure.identifiers if self.settings.drop_identifiers else None
         self.reader = Reader(self.client, self.redcap, structure, self.ids, dropped, self.cycle.progress)
-        self.reader.look(list(self.sink.record_ids(structure.project_id, LOOKED_AT_RECORDS)))
+        self.reader.look(list(self.sink.record_ids(structure.project_id, reader.LOOKED_AT)))
         if found := handler.find(self.settings.handler):
             self.handle = handler.at_work(found, self.reader.keys)
         self.offset_s = self._offset(before)
@@ -156,7 +155,7 @@ class Sync:
             self._read_log(self._window_begin(before))
         # What is here and not there is asked for like the rest, and gone only when confirmed.
         self._list_all()
-        self.ids.want("rows > 0 OR known > 0" if self.reader.sees_all_records() else "rows > 0")
+        self.ids.want("rows > 0 OR known > 0" if self._sees_what_left() else "rows > 0")
         # Who asks for a full cycle wants all of it read now.
         begun = before.backfill_started_at is not None and not self.cycle.full
         resumed = begun and before.backfill_structure_hash == self._hash()
@@ -196,12 +195,14 @@ class Sync:
         self.begin = begin = self._window_begin(before)
         self._read_log(begin)
         self.reader.list_changed(server_format(begin))
+        if self.renamed is None and not self.ids.count("rows > 0"):
+            self.reader.list_changed(server_format(begin))  # an empty answer gets a second look, where no log tells
         self.ids.want("rows > 0")
         reconciled_at = before.reconciled_at
         if self.mode != "incremental" or self.renamed:
             self._list_all()
             different = "(rows > 0) <> (known > 0)"
-            self.ids.want(different if self.reader.sees_all_records() else "rows > 0 AND NOT known")
+            self.ids.want(different if self._sees_what_left() else "rows > 0 AND NOT known")
             reconciled_at = self.started_at
         if self.mode != "full" and self._is_most_of_it():
             return self._full_instead(before)
@@ -235,6 +236,9 @@ class Sync:
         self.ids.mark("known", self.sink.record_ids(self.structure.project_id))
         return wanted * RESUMABLE_SHARE > self.ids.count("known > 0")
 
+    def _sees_what_left(self) -> bool:
+        return self.reader.is_limited() or self.reader.sees_all_records()
+
     def _read_log(self, begin: datetime) -> None:
         self.renamed = read_log(self.client, begin, self.structure.id_field, self.ids.mark)
         self.ids.want("deleted > 0")
@@ -266,8 +270,9 @@ class Sync:
                     "run redcap-sync once --full"
                 )
         if self.ids.count("rows > 0 AND NOT known") and (self.renamed or self.reader.sees_all_records()):
-            for record_id in self.ids.some("known > 0 AND rows = 0", RENAMED_MAX):
-                self.lost[self._content(self.sink.rows_of(self.structure.project_id, record_id))] = record_id
+            for record_id in self.ids.some("known > 0 AND rows = 0 AND deleted = 0", RENAMED_MAX):
+                content = self._content(self.sink.rows_of(self.structure.project_id, record_id))
+                self.lost[content] = "" if content in self.lost else record_id  # of two alike neither can be told
 
     def _content(self, record: Record) -> str:
         """Return a hash of all that a record holds but its id."""
@@ -301,8 +306,8 @@ class Sync:
                     self._describe(transaction.connection)
                     if erase:
                         transaction.erase_deleted()
-                    if self.reader.dropped:
-                        transaction.change_deleted(self.reader.without_dropped)
+                    if self.reader.dropped is not None:
+                        transaction.keep_columns(self.reader.keeps)
                 transaction.keep_cycle({**last, **asdict(counts)})
         self.counts = counts  # what was rolled back is not counted
         self.write_s += time.monotonic() - started_s

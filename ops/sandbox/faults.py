@@ -68,6 +68,12 @@ def _bomb(answer: Answer) -> Wire:
     return Wire(200, {"Content-Type": answer.content_type, "Content-Encoding": "gzip"}, iter([body]), len(body))
 
 
+def _damaged(answer: Answer) -> Wire:
+    body = gzip.compress(answer.body)
+    body = body[:-8] + bytes(4) + body[-4:]  # its checksum
+    return Wire(200, {"Content-Type": answer.content_type, "Content-Encoding": "gzip"}, iter([body]), len(body))
+
+
 def _error_object(answer: Answer) -> Wire:
     return _body(Answer(200, answer.content_type, b""), b'{"error":"You do not have permissions to use the API"}')
 
@@ -129,6 +135,7 @@ FAULTS: dict[str, tuple[str, Callable[[Answer], Wire]]] = {
     "drip": ("one byte a second", _drip),
     "endless": ("a body without end", _endless),
     "bomb": ("200 MB of blanks in a compressed body", _bomb),
+    "damaged": ("a compressed body with a wrong checksum", _damaged),
     "redirect": ("a redirect to another host", lambda _: page(302, "Moved", Location="http://127.0.0.2:9/api/")),
     "ban": ("the page of a banned address", lambda _: page(403, "Your IP address has been banned")),
     "429": ("too many requests", lambda _: page(429, "Too Many Requests")),

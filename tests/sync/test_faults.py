@@ -36,6 +36,7 @@ EXPECTED = {
     "drip": errors.ServerTooSlow,
     "endless": errors.AnswerMalformed,
     "bomb": None,  # blanks, and then no project
+    "damaged": errors.AnswerCutOff,
     "redirect": errors.RedirectRefused,
     "ban": errors.TokenRefused,
     "429": errors.TooManyRequests,

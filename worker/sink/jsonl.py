@@ -42,6 +42,8 @@ class JsonlSink(SqlSink):
         except OSError as error:
             raise SinkFailed(f"jsonl:{folder} can't be made: {error.strerror}") from None
         super().__init__(URL.create("sqlite", database=f"{folder}/index.db"))
+        # On the disk before the feed is: what a power cut leaves of a line is completed by it.
+        self._connection.connection.execute("PRAGMA synchronous = FULL")
         with self._errors("be opened"), self._connection.begin():
             _metadata.create_all(self._connection)
 

@@ -27,9 +27,10 @@ from sqlalchemy.engine import URL, Engine
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from worker.errors import SinkBusy, SinkFailed
-from worker.records import Key, Record, Stored
+from worker.records import Key, Record, Stored, stored, to_json
 from worker.sink import schema
 from worker.sink.schema import checkpoints, cycles, records
+from worker.stream import decoded
 
 Handle = Callable[[str, Record, Connection], Record]
 
@@ -216,7 +217,7 @@ class Transaction:
         handle: Handle | None = None,
     ) -> Counts:
         """Make each record of `found` exactly its rows, and end those of `gone`; return what that came to."""
-        stored = self._stored([*found, *gone])
+        known = self._stored([*found, *gone])
         done = Counts()
         changed: list[tuple[Any, ...]] = []
         for record_id in [*found, *gone]:
@@ -224,14 +225,14 @@ class Transaction:
             if handle is not None:
                 record = handle(record_id, record, self.connection)
             for key, row in record.items():
-                before = stored.pop(key, None)
+                before = known.pop(key, None)
                 if before == (row.data_hash, False):
                     done.unchanged += 1
                     continue
                 done.inserted += before is None
                 done.updated += before is not None
                 changed.append((*key, row.data, row.data_hash))
-        ended = [key for key, (_, deleted) in stored.items() if not deleted or erase]
+        ended = [key for key, (_, deleted) in known.items() if not deleted or erase]
         done.deleted = len(ended)
         self._change(changed, ended, at=at, erase=erase)
         return done
@@ -259,7 +260,7 @@ class Transaction:
     def rename(self, old: str, new: str) -> None:
         """Give the rows of a record another id, unless there are rows with that one."""
         if not self._stored([new]):
-            of = (records.c.project_id == self.project_id, records.c.record_id == old)
+            of = (records.c.project_id == self.project_id, records.c.record_id == old, records.c.deleted_at.is_(None))
             self.connection.execute(update(records).where(*of).values(record_id=new))
 
     def erase_deleted(self) -> None:
@@ -267,14 +268,22 @@ class Transaction:
         marked = (records.c.project_id == self.project_id, records.c.deleted_at.is_not(None))
         self.connection.execute(delete(records).where(*marked))
 
-    def change_deleted(self, change: Callable[[bytes], bytes]) -> None:
-        """Change the data of what is marked as deleted."""
-        marked = (records.c.project_id == self.project_id, records.c.deleted_at.is_not(None))
+    def keep_columns(self, keeps: Callable[[str], bool]) -> None:
+        """Take out of all rows what is not kept any more: also of deleted ones, and of those that the token can't see."""
         columns = [records.c[name] for name in Key._fields]
-        for *key, data in self.connection.execute(select(*columns, cast(records.c.data, Text)).where(*marked)).all():
-            where = {f"k_{name}": value for name, value in zip(_KEY, (self.project_id, *key), strict=True)}
-            text = change(data.encode()).decode()
-            self.connection.execute(update(records).where(_BY_KEY).values(data=text), where)
+        ours, after = records.c.project_id == self.project_id, ""
+        by_id = select(records.c.record_id).distinct().order_by(records.c.record_id).limit(LOOKUP_RECORDS)
+        while ids := self.connection.execute(by_id.where(ours, records.c.record_id > after)).scalars().all():
+            after = ids[-1]
+            query = select(*columns, cast(records.c.data, Text)).where(ours, records.c.record_id.in_(ids))
+            for *key, data in self.connection.execute(query).all():
+                before = decoded(data.encode())
+                kept = {name: value for name, value in before.items() if keeps(name)}
+                if len(kept) < len(before):
+                    where = {f"k_{name}": value for name, value in zip(_KEY, (self.project_id, *key), strict=True)}
+                    row = stored(to_json(kept))
+                    change = update(records).where(_BY_KEY).values(data=row.data, data_hash=row.data_hash)
+                    self.connection.execute(change, where)
 
     def keep_cycle(self, row: Mapping[str, Any]) -> None:
         """Write the summary of the cycle."""
