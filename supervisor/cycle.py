@@ -4,7 +4,7 @@ import socket
 import time
 from dataclasses import dataclass, field
 
-from supervisor import messages
+from supervisor import failure, messages
 
 PROGRESS_MIN_INTERVAL_S = 0.1
 
@@ -35,7 +35,9 @@ class Cycle:
         if now_s - self._progress_at_s < PROGRESS_MIN_INTERVAL_S and done != total:
             return
         self._progress_at_s = now_s
-        messages.send(self._channel, {"kind": "progress", "done": done, "total": total, "unit": str(unit)[:40]})
+        messages.send(
+            self._channel, {"kind": "progress", "done": done, "total": total, "unit": failure.mask(str(unit))[:40]}
+        )
 
     def remaining_s(self) -> float:
         """Return the seconds that are left until the cycle's time limit."""

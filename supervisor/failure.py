@@ -4,11 +4,15 @@ Runs in the child. A message is what the job chose to say, so a job that handles
 must choose its messages (the REDCap job does); tokens and passwords are masked all the same.
 """
 
+import json
 import os
 import re
 import traceback
+from collections.abc import Mapping
 from types import TracebackType
+from typing import Any
 
+TYPE_MAX_CHARACTERS = 200
 MESSAGE_MAX_CHARACTERS = 1_000
 TRACEBACK_MAX_FRAMES = 30
 TRACEBACK_MAX_CHARACTERS = 16_000  # with the message and JSON's escapes it still fits a packet
@@ -21,13 +25,28 @@ _HEX_SECRET = re.compile(r"(?<![0-9A-Za-z])(?:[0-9A-Fa-f]{32}){1,2}(?![0-9A-Za-z
 MASK = "***"
 
 
-def mask(text: str) -> str:
-    """Return `text` with every secret of this process's environment, and what looks like one, masked."""
-    for name, value in os.environ.items():
-        if len(value) >= 6 and _SECRET_NAME.search(name):
-            text = text.replace(value, MASK)
+def _secrets(more: Mapping[str, str], least_characters: int = 6) -> set[str]:
+    found = {*os.environ.items(), *more.items()}
+    return {value for name, value in found if len(value) >= least_characters and _SECRET_NAME.search(name)}
+
+
+def mask(text: str, more: Mapping[str, str] = {}) -> str:
+    """Return `text` with every secret of the environment (and of `more` of it), and what looks like one, masked."""
+    for secret in _secrets(more):
+        text = re.sub(re.escape(secret), MASK, text, flags=re.IGNORECASE)
     text = _QUERY_SECRET.sub(rf"\1{MASK}", _URL_PASSWORD.sub(rf"\1:{MASK}@", text))
     return _HEX_SECRET.sub(MASK, text)
+
+
+def mask_values(value: Any) -> Any:
+    """Return what JSON has a form for without the secrets of the environment.
+
+    A checksum in it stays, and a word that is somebody's short password: it may be a key.
+    """
+    text = before = json.dumps(value)
+    for secret in _secrets({}, 12):
+        text = re.sub(re.escape(json.dumps(secret)[1:-1]), MASK, text, flags=re.IGNORECASE)
+    return value if text == before else json.loads(text)
 
 
 def describe(error: BaseException, remark: str = "") -> dict[str, str]:
@@ -39,7 +58,8 @@ def describe(error: BaseException, remark: str = "") -> dict[str, str]:
     message = mask(message)
     if len(message) > MESSAGE_MAX_CHARACTERS:
         message = message[:MESSAGE_MAX_CHARACTERS] + " (cut)"
-    return {"type": type(error).__qualname__, "message": message + remark, "traceback": _frames_of(error)}
+    kind = mask(type(error).__qualname__)[:TYPE_MAX_CHARACTERS]
+    return {"type": kind, "message": message + remark, "traceback": mask(_frames_of(error))}
 
 
 def _frames_of(error: BaseException) -> str:
@@ -49,7 +69,9 @@ def _frames_of(error: BaseException) -> str:
     while link is not None and link not in chain and len(chain) < 8:
         chain.append(link)
         link = link.__cause__ or (None if link.__suppress_context__ else link.__context__)
-    text = "\n".join(f"{type(one).__qualname__} in\n{_frames(one.__traceback__)}" for one in reversed(chain))
+    text = "\n".join(
+        f"{type(one).__qualname__[:TYPE_MAX_CHARACTERS]} in\n{_frames(one.__traceback__)}" for one in reversed(chain)
+    )
     return text if len(text) <= TRACEBACK_MAX_CHARACTERS else "(cut)…" + text[-TRACEBACK_MAX_CHARACTERS:]
 
 

@@ -273,7 +273,8 @@ def _checked(summary: object) -> dict[str, Any]:
         messages.encode({**_EMPTY_RESULT, "summary": summary})
     except messages.ProtocolError as problem:
         raise SummaryError(f"the job's summary can't be sent: {problem}; return a smaller one") from None
-    return summary
+    masked: dict[str, Any] = failure.mask_values(summary)
+    return masked
 
 
 def _leave(code: int) -> NoReturn:

@@ -201,7 +201,7 @@ class Supervisor:
         post.cycles += 1
         post.progress = None
         run = begin(job, self._clock, number=post.cycles, full=self._full)
-        post.lines.begin(run.number)
+        post.lines.begin(run.number, job.env)
         post.worker.assign(run)
 
     def _new_worker(self, post: Post) -> Worker:

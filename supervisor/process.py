@@ -178,8 +178,10 @@ class Worker:
 
     def say_where(self) -> None:
         """Have the worker write its traceback down; `last_words` returns it a moment later."""
-        if self._listening:  # before the child has its handler the signal would end it
-            signal.pidfd_send_signal(self.pidfd, signal.SIGUSR2)
+        # Before the child has its handler the signal would end it; behind its end the descriptor is closed.
+        if self._listening and self.state is not State.GONE:
+            with contextlib.suppress(ProcessLookupError):  # a fork server has reaped it
+                signal.pidfd_send_signal(self.pidfd, signal.SIGUSR2)
 
     def _ask_last_words(self) -> None:
         if not self._spoke:
@@ -370,7 +372,7 @@ class Worker:
             if fd >= 0:
                 os.close(fd)
         self.channel.close()
-        self.output_fd = -1
+        self.output_fd = self.pidfd = -1
         self._look_s = float("inf")
         self.rss_bytes = 0
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from supervisor import tree
 from supervisor.clock import Clock
+from supervisor.failure import TYPE_MAX_CHARACTERS
 from supervisor.messages import Message
 from supervisor.plan import JobPlan
 from supervisor.verdict import Evidence
@@ -54,6 +55,7 @@ def is_result(message: Message) -> bool:
         message.get("ok") is not False
         or not told
         or not all(isinstance(part, str) for part in message["error"].values())
+        or len(message["error"]["type"]) > TYPE_MAX_CHARACTERS
         or not isinstance(message.get("summary", {}), dict)
     ):
         return False

@@ -106,6 +106,22 @@ def closes_channel(cycle):
     time.sleep(60)
 
 
+def tells_the_token(cycle):
+    token = os.environ["MY_TOKEN"]
+    print("the token is", token)
+    print("x" * 1_990 + token + "y" * 70_000)
+    cycle.progress(1, 2, "a" * 10 + token)
+    return {"token": token, token: [token]}
+
+
+def has_a_long_name():
+    class Long(Exception):
+        pass
+
+    Long.__qualname__ = "A" * 70_000
+    raise Long
+
+
 def prints():
     print("hello from the job")
     print("to standard error", file=sys.stderr)

@@ -203,6 +203,27 @@ def test_the_token_is_in_no_command_line(cli):
     assert token not in json.dumps(seen["argv"])
 
 
+@pytest.mark.parametrize("by", ["environment", "env file"])
+def test_no_token_in_what_a_job_prints_and_returns(cli, tmp_path, by):
+    token = "0123456789abcdef" * 2
+    path = tmp_path / "env"
+    path.write_text(f"MY_TOKEN={token}\n" if by == "env file" else "")
+    more = {} if by == "env file" else {"MY_TOKEN": token}
+    done = cli.run("--env-file", str(path), "once", SUPERVISOR_JOB="jobs:tells_the_token", **more)
+    assert done.code == 0
+    assert done.report["summary"] == {"token": "***", "***": ["***"]}
+    assert "the token is ***" in done.err
+    kept = [one.read_text() for one in cli.state_dir.iterdir()]
+    for start in range(0, 32, 8):  # nor a part of it
+        assert not any(token[start:][:16] in text for text in [done.out, done.err, *kept] if token[start:][:16])
+
+
+def test_an_exception_with_an_endless_name_is_one_that_can_be_read(cli):
+    done = cli.run("once", SUPERVISOR_JOB="jobs:has_a_long_name")
+    assert (done.report["outcome"], done.report["error"]["type"]) == ("failed", "A" * 200)
+    assert json.loads(cli.run("status", "--json").out)["last_cycles"][0]["outcome"] == "failed"
+
+
 def test_what_a_job_prints_is_in_the_log(cli):
     lines = [line for line in cli.run("once", SUPERVISOR_JOB="jobs:prints").lines if line["event"] == "output"]
     assert [line["line"] for line in lines] == [

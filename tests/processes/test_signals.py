@@ -1,5 +1,6 @@
 """SIGHUP, SIGUSR2, and signals by the hundred; and what systemd is told."""
 
+import json
 import os
 import signal
 import socket
@@ -93,6 +94,29 @@ def test_usr2_says_where_the_worker_is(cli, service):  # noqa: F811
     (line,) = [line for line in "".join(seen).splitlines() if '"event":"seen"' in line]
     assert "in hangs" in line
     assert '"worker_state":"running"' in line
+
+
+@pytest.mark.parametrize("method", ["fork", "forkserver"])
+def test_usr2_in_the_moment_in_which_a_worker_ends(cli, service, method):  # noqa: F811
+    process = service("finishes_in_time", SUPERVISOR_START_METHOD=method, SUPERVISOR_INTERVAL="1h")
+    working(cli)
+    parent = psutil.Process(process.pid)
+    parent.suspend()
+    cycle_pid = json.loads((cli.state_dir / "state.json").read_text())["jobs"][0]["worker_pid"]
+    (cli.state_dir / "go").touch()
+
+    def has_ended():
+        try:
+            return psutil.Process(cycle_pid).status() == psutil.STATUS_ZOMBIE
+        except psutil.NoSuchProcess:  # the fork server has reaped it
+            return True
+
+    wait_until(has_ended)
+    process.send_signal(signal.SIGUSR2)
+    parent.resume()
+    assert cli.reports_of(1)[0]["outcome"] == "ok"
+    process.terminate()
+    assert cli.finish(process).code == 0
 
 
 def test_a_storm_of_signals_loses_nothing(cli, service):  # noqa: F811

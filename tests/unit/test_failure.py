@@ -6,6 +6,8 @@ import pytest
 
 from supervisor import failure, messages
 
+TOKEN = "0123456789abcdef" * 2
+
 
 def raised(function) -> dict[str, str]:
     try:
@@ -50,6 +52,32 @@ def test_secrets_of_the_environment_are_masked(monkeypatch):
 @pytest.mark.parametrize("digits", [32, 64])
 def test_what_looks_like_a_token_is_masked(digits):
     assert failure.mask(f"token={'A1' * (digits // 2)}.") == "token=***."
+
+
+def test_a_secret_in_other_letters_is_one(monkeypatch):
+    monkeypatch.setenv("REDCAP_API_TOKEN", "0123456789abcdef0123456789ABCDEF")
+    assert failure.mask("0123456789ABCDEF0123456789abcdefq") == "***q"
+
+
+def test_a_secret_in_an_exceptions_name_and_place_is_masked(monkeypatch):
+    monkeypatch.setenv("REDCAP_API_TOKEN", TOKEN)
+    kind = type(f"Err_{TOKEN}", (Exception,), {})
+
+    def fails():
+        raise kind("x")
+
+    assert TOKEN not in json.dumps(raised(fails))
+    kind.__qualname__ = "A" * 70_000
+    assert raised(fails)["type"] == "A" * failure.TYPE_MAX_CHARACTERS
+
+
+def test_values_lose_secrets_and_keep_the_rest(monkeypatch):
+    monkeypatch.setenv("REDCAP_API_TOKEN", TOKEN)
+    monkeypatch.setenv("PGPASSWORD", "records")
+    value = {"records": 1, "of": [f"x{TOKEN}", None, 1.5], TOKEN: "é", "sum": "d41d8cd98f00b204e9800998ecf8427e"}
+    masked = {"records": 1, "of": ["x***", None, 1.5], "***": "é", "sum": "d41d8cd98f00b204e9800998ecf8427e"}
+    assert failure.mask_values(value) == masked
+    assert failure.mask_values({"a": (1, 2)}) == {"a": (1, 2)}
 
 
 def test_a_uuid_stays():
