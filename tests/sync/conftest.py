@@ -70,11 +70,11 @@ class World:
         )
         return {row[:4]: json.loads(row[4]) if isinstance(row[4], str) else row[4] for row in rows}
 
-    def truth(self) -> dict[tuple[Any, ...], dict[str, Any]]:
-        """Return what the server exports, by key."""
+    def truth(self, **limits: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+        """Return what the server exports, by key; `limits` are parameters of the export."""
         from urllib.parse import urlencode
 
-        body = urlencode({"token": TOKEN, "content": "record", "format": "json"})
+        body = urlencode({"token": TOKEN, "content": "record", "format": "json", **limits})
         id_field = self.api.project.id_field
         return {
             (
