@@ -11,6 +11,7 @@ import pytest
 from tests.sync.conftest import TOKEN, Alone
 from worker import errors
 from worker.job import sync
+from worker.sink import open_sink
 
 
 @pytest.fixture
@@ -133,3 +134,12 @@ def test_a_full_disk_is_named_and_made_good(world, feed, monkeypatch):
     sync(Alone(str(world.state_dir)))
     assert replayed(feed) == world.truth()
     assert TOKEN not in ended.stderr
+
+
+def test_the_outbox_is_on_the_disk_before_the_feed_is(tmp_path):
+    """Else a power cut could leave half a line in the feed that nothing knows of."""
+    sink = open_sink(f"jsonl:{tmp_path}", "")
+    try:
+        assert sink._connection.exec_driver_sql("PRAGMA synchronous").scalar() == 2  # FULL
+    finally:
+        sink.close()
