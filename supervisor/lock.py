@@ -57,7 +57,7 @@ def holder(state_dir: str) -> int | None:
     Raises OSError when we may not look.
     """
     try:
-        fd = os.open(os.path.join(state_dir, "lock"), os.O_RDONLY | os.O_CLOEXEC)
+        fd = os.open(os.path.join(state_dir, "lock"), os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except FileNotFoundError:
         return None
     try:

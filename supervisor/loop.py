@@ -58,8 +58,13 @@ class Post:
 
     def take(self, job: JobPlan, now_s: float) -> None:
         """Go on with changed settings: from the next cycle on, in a fresh worker."""
-        if (job.interval_s, job.max_failures) != (self.job.interval_s, self.job.max_failures):
-            self.schedule = Schedule(job.interval_s, now_s + job.interval_s, job.max_failures)
+        old = self.schedule
+        if (job.interval_s, job.max_failures) != (old.interval_s, old.max_failures):
+            # From the last tick on: who changes the interval now and then must not put a job off for ever.
+            first_s = max(now_s, old.tick_s - old.interval_s + job.interval_s)
+            self.schedule = replace(
+                old, interval_s=job.interval_s, first_s=first_s, max_failures=job.max_failures, _passed=0
+            )
         self.job = job
 
     @property
@@ -121,6 +126,7 @@ class Supervisor:
                 post = Post(job, Schedule(job.interval_s, first_s, job.max_failures), Lines(job.name))
             elif post.job != job:
                 post.take(job, now_s)
+            post.wanted = True  # it may have been taken out, and is put back while its last cycle runs
             posts.append(post)
         for post in before.values():
             post.wanted = False  # its worker may still be at its last cycle
@@ -195,6 +201,8 @@ class Supervisor:
             post.schedule.end(now_s, ok=False, chance=self._chance())
             text = f"{job.name}: no process could be started ({error}); it is tried again"
             log.say("no_worker", logging.ERROR, text, code="NoWorker", job=job.name, error=str(error))
+            for idle in [one.worker for one in self._posts if one.worker and not one.busy][:1]:
+                idle.retire_when_idle()  # what it holds may be what is wanting: a descriptor, a process, memory
             post.all_ok = False
             post.cycles += self._once
             return
@@ -245,7 +253,7 @@ class Supervisor:
                 self._look_around_s = self._clock.now_s() + WORDS_PATIENCE_S
 
     def _take_new_settings(self) -> None:
-        plan = self._reload.take(self._plan)
+        plan = self._reload.take(self._plan, stopping=self._stop_asked > 0)
         if plan is None:
             return
         self._notifier.send("READY=1")  # also when they were refused: it runs on, with what it had
@@ -294,7 +302,7 @@ class Supervisor:
         self._notifier.send("STOPPING=1")
         log.say("stopping", text=f"stopping ({why})", reason=why, hurry=self._stop_asked > 1)
         for worker in self._workers():
-            if self._stop_asked == 1:
+            if self._stop_asked == 1 and worker is not self._reload.errand.worker:  # nobody waits for new settings now
                 worker.drain()
             else:
                 worker.hurry()

@@ -110,8 +110,8 @@ def _our_names() -> frozenset[str]:
 def _read(state_dir: str) -> Totals:
     """Return the totals until now; those of a journal that is not there any more go on, from the new one's start."""
     try:
-        with open(os.path.join(state_dir, TOTALS), "rb") as file:
-            totals = msgspec.json.decode(file.read(), type=Totals)
+        with open(os.path.join(state_dir, TOTALS), "rb", opener=at_once) as file:
+            totals = msgspec.json.decode(file.read() or b"", type=Totals)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         totals = Totals()  # the journal has it all
     return totals

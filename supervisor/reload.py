@@ -28,8 +28,8 @@ class Reload:
         except OSError as error:
             _refuse(f"no process could be started ({error})")
 
-    def take(self, old: Plan) -> Plan | None:
-        """Return the plan that is in force when the reading is over: the new one, or `old`.
+    def take(self, old: Plan, *, stopping: bool) -> Plan | None:
+        """Return the plan that is in force when the reading is over: the new one, or `old`, as at a stop.
 
         None while there is nothing to take. A configuration that is invalid is refused, and why
         is in the log.
@@ -39,7 +39,7 @@ class Reload:
             return None
         plan = old
         try:
-            plan = configure.answered(run, self._answer_fd)
+            plan = old if stopping else configure.answered(run, self._answer_fd)
             if plan.state_dir != old.state_dir:
                 _refuse("SUPERVISOR_STATE_DIR can't change while the service runs: restart it")
                 plan = old
@@ -47,7 +47,7 @@ class Reload:
             _refuse(str(error))
         os.close(self._answer_fd)
         self._answer_fd = -1
-        if self.errand.asked_again():
+        if self.errand.asked_again() and not stopping:
             self.ask()
         return plan
 

@@ -4,6 +4,7 @@ import errno
 import json
 import logging
 import os
+import stat
 import textwrap
 from typing import Any
 
@@ -115,7 +116,12 @@ class Journal:
         self._cut = bool(size_bytes) and os.pread(self._fd, 1, size_bytes - 1) != b"\n"
 
     def _open(self) -> int:
-        return os.open(self._path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK  # a pipe would be waited for
+        fd = os.open(self._path, flags, 0o600)
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            os.close(fd)
+            raise OSError(errno.EINVAL, "it is no regular file", self._path)
+        return fd
 
     def write(self, report: Report) -> None:
         """Append one report. Raises OSError when the disk does not take it."""

@@ -17,7 +17,7 @@ import msgspec
 
 from supervisor import envfile, lock, state, terminal, tree
 from supervisor.clock import Clock, rfc3339
-from supervisor.history import YEARS, Count, Error, History, Outcome, Report, Seconds, Size, Time
+from supervisor.history import YEARS, Count, Error, History, Outcome, Report, Seconds, Size, Time, at_once
 from supervisor.plan import default_state_dir
 
 HEALTHY, DEGRADED, NOT_RUNNING, EX_CONFIG = 0, 1, 3, 78
@@ -137,8 +137,8 @@ def look(state_dir: str) -> dict[str, Any]:
 def _state(state_dir: str, pid: int | None) -> State | None:
     """Return what the instance has written, or for no pid what the last one left; None when it is another's, or no such thing."""
     try:
-        with open(os.path.join(state_dir, state.NAME), "rb") as file:
-            found = msgspec.json.decode(file.read(STATE_MAX_BYTES), type=State)
+        with open(os.path.join(state_dir, state.NAME), "rb", buffering=0, opener=at_once) as file:
+            found = msgspec.json.decode(file.read(STATE_MAX_BYTES) or b"", type=State)
     except (FileNotFoundError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return None
     times = [found.started_at, *(one.last.ended_at for one in found.jobs if one.last)]
