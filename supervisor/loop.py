@@ -254,7 +254,7 @@ class Supervisor:
 
     def _take_new_settings(self) -> None:
         plan = self._reload.take(self._plan, stopping=self._stop_asked > 0)
-        if plan is None:
+        if plan is None or self._stop_asked:
             return
         self._notifier.send("READY=1")  # also when they were refused: it runs on, with what it had
         if plan is not self._plan:

@@ -307,7 +307,8 @@ class Sync:
                     if erase:
                         transaction.erase_deleted()
                     if self.reader.dropped is not None:
-                        transaction.keep_columns(self.reader.keeps)
+                        is_read = lambda record_id: self.ids.count("rows > 0 AND id = ?", record_id) > 0  # noqa: E731
+                        transaction.keep_columns(self.reader.keeps, is_read)
                 transaction.keep_cycle({**last, **asdict(counts)})
         self.counts = counts  # what was rolled back is not counted
         self.write_s += time.monotonic() - started_s

@@ -58,3 +58,18 @@ def test_nothing_of_them_is_left_in_any_row(either, monkeypatch):
     assert dict(either.query("SELECT record_id, data_hash FROM records WHERE record_id = '7'")) != before
     rows = len(either.stored())
     assert (either.sync()["updated"], len(either.stored())) == (0, rows)
+
+
+def test_a_handlers_own_columns_stay(either, monkeypatch, tmp_path):
+    """They are in no dictionary, and a full cycle looks through what is stored."""
+    (tmp_path / "adds_a_column.py").write_text(
+        "def handle(record_id, rows, _):\n    return [row | {'of_ours': 'x'} for row in rows]\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setenv("SYNC_HANDLER", "adds_a_column:handle")
+    monkeypatch.setenv("SYNC_DROP_IDENTIFIERS", "1")
+    for _ in range(2):
+        either.sync(full=True)
+        assert {row["of_ours"] for row in either.stored().values()} == {"x"}
+        assert columns_with(either, "first_name") == []
+    assert either.sync(full=True)["updated"] == 0

@@ -268,15 +268,20 @@ class Transaction:
         marked = (records.c.project_id == self.project_id, records.c.deleted_at.is_not(None))
         self.connection.execute(delete(records).where(*marked))
 
-    def keep_columns(self, keeps: Callable[[str], bool]) -> None:
-        """Take out of all rows what is not kept any more: also of deleted ones, and of those that the token can't see."""
-        columns = [records.c[name] for name in Key._fields]
+    def keep_columns(self, keeps: Callable[[str], bool], is_read: Callable[[str], bool]) -> None:
+        """Take what is not kept any more out of all rows but those that were read anew: deleted ones, and unseen ones.
+
+        What was read has passed `keeps` already, and may have got columns of a handler's since.
+        """
+        columns = [*(records.c[name] for name in Key._fields), records.c.deleted_at]
         ours, after = records.c.project_id == self.project_id, ""
         by_id = select(records.c.record_id).distinct().order_by(records.c.record_id).limit(LOOKUP_RECORDS)
         while ids := self.connection.execute(by_id.where(ours, records.c.record_id > after)).scalars().all():
             after = ids[-1]
             query = select(*columns, cast(records.c.data, Text)).where(ours, records.c.record_id.in_(ids))
-            for *key, data in self.connection.execute(query).all():
+            for *key, deleted_at, data in self.connection.execute(query).all():
+                if deleted_at is None and is_read(key[0]):
+                    continue
                 before = decoded(data.encode())
                 kept = {name: value for name, value in before.items() if keeps(name)}
                 if len(kept) < len(before):
